@@ -1,4 +1,4 @@
-"""Measurements: what the peers cost, what the kernels cost, and how near the floor that is."""
+"""Measurements of the peers and of the kernels, and the kernels' distance from the floor."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def output_of(command: Sequence[str]) -> str:
-    """Standard output of a short command; empty where it fails or is not there."""
+    """Standard output of a short command; empty if it fails or does not exist."""
     if shutil.which(command[0]) is None:
         return ""
     try:

@@ -1,8 +1,8 @@
 """Every network trained alike on generated streets, and scored: ``python -m benchmarks.ablation``.
 
-A short training, the same for all: so many steps on the same crops from random weights. It shows
-that every row trains and how the rows stand after that; not what they reach, and nothing about
-Cityscapes. A run that was stopped goes on: trained networks are kept.
+A short training, the same for all: a fixed number of steps on the same crops from random weights.
+It shows that every row trains and how the rows compare afterwards; not what they can reach, and
+nothing about Cityscapes. A run that was stopped continues: trained networks are kept.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BATCH = 4
 PANEL = ("fc_hardnet_70", "fassd_net", "fassd_net_l1", "fassd_net_l2")
 SCENES = "3,41,77"
 CLOCKS = ("cpu_seconds", "seconds")
-"""What a training took: processor time, and the time of day."""
+"""Costs of a training: processor time, and wall-clock time."""
 
 
 def fassd(*arguments: str | Path) -> None:
@@ -64,7 +64,7 @@ def to_its_end(command: Sequence[str]) -> None:
 
 
 def prepare(work: Path) -> Path:
-    """The generated streets, drawn where they are not there yet."""
+    """The generated streets, which are drawn if they do not exist yet."""
     streets = work / "streets"
     for split, count in (("train", TRAINING), ("val", HELD_OUT)):
         if not (streets / f"{split}.done").exists():
@@ -76,12 +76,12 @@ def prepare(work: Path) -> Path:
 def trained(
     run: Path, *arguments: str | Path, threads: int | None = None
 ) -> tuple[Path, dict[str, float]]:
-    """The last weights of a training, and its clocks; it is done, or gone on with, if need be.
+    """The last weights of a training, and its clocks; it is started or continued if necessary.
 
     Args:
         run: folder to train into.
-        arguments: of `fassd train`, beside the folder.
-        threads: of PyTorch; its own choice if None.
+        arguments: arguments of `fassd train`, besides the folder.
+        threads: number of PyTorch's threads; None for its own choice.
 
     Raises:
         CalledProcessError: it was stopped, or failed.
@@ -113,7 +113,7 @@ def clocks() -> dict[str, float]:
 
 
 def scored(file: Path, *arguments: str | Path) -> dict[str, Any]:
-    """What `fassd val` finds, without the confusion matrix; from `file` if that is there."""
+    """The result of `fassd val`, without the confusion matrix; from `file` if it exists."""
     if not file.exists():
         fassd("val", *arguments, "--json", file)
     found = json.loads(file.read_text())
@@ -122,12 +122,12 @@ def scored(file: Path, *arguments: str | Path) -> dict[str, Any]:
 
 
 def rows_of(file: Path) -> list[dict[str, Any]]:
-    """The rows of a results file; none where it is not there."""
+    """The rows of a results file; none if it does not exist."""
     return json.loads(file.read_text())["rows"] if file.is_file() else []
 
 
 def draw_panel(work: Path, streets: Path, weights: Mapping[str, Path], folder: Path) -> str:
-    """The picture of what the trained networks make of held-out scenes; its name."""
+    """Draw the trained networks' predictions for held-out scenes; return the picture's name."""
     networks: list[str] = []
     for name in PANEL:
         networks += ["--model", f"{name}={weights[name]}"]

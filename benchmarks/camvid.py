@@ -2,12 +2,12 @@
 
     python -m benchmarks.camvid --root DIR
 
-trains every row by the preset `streets`, on generated streets and CamVid's `train`, with the same
-steps and crops, from random weights or, with ``--start synthetic``, from those that ship and have
-seen generated streets alone. The last weights are scored: nothing is chosen by a score,
-and `test` is looked at once for each row. 480x360, 11 classes, void ignored, single scale, no flip.
-A row takes hours; Ctrl-C saves, and the same command goes on where it was stopped. Finished rows
-are kept in the results file, whatever else is asked for later.
+trains every row with the preset `streets`, on generated streets and CamVid's `train`, with the same
+steps and crops, from random weights or, with ``--start synthetic``, from the shipped ones that have
+only seen generated streets. The last weights are scored: nothing is selected by a score, and `test`
+is used once for each row. 480x360, 11 classes, void ignored, single scale, no flip. A row takes
+hours; Ctrl-C saves, and the same command continues where it was stopped. Finished rows are kept in
+the results file, whatever is requested later.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ NOTHING, MORE = "nothing else", "ImageNet or Cityscapes"
 
 
 class Published(NamedTuple):
-    """A score on CamVid's test split: mIoU in per cent, the size, and what else was trained on."""
+    """A score on CamVid's test split: mIoU in per cent, the size, and additional training data."""
 
     network: str
     miou: float
@@ -83,7 +83,7 @@ class Run(NamedTuple):
 
 
 def row(run: Run, work: Path, streets: Path, root: Path) -> dict[str, Any]:
-    """A finished row, trained and scored where that is still to be done."""
+    """A finished row, trained and scored if necessary."""
     length = ("--steps", str(run.steps), "--seed", str(run.seed), "-s", "val_every=0")
     data = ("-d", streets, "-d", "camvid", "--root", root)
     start = () if run.start == "random" else ("-w", run.start)

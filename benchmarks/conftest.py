@@ -26,22 +26,22 @@ STRIDE = 32
 """The coarsest map's sides are the picture's divided by this."""
 
 NETWORKS = ("fassd_net", "fassd_net_l1", "fassd_net_l2", "fc_hardnet_70")
-"""Those that are measured without ``--full``."""
+"""Networks that are measured without ``--full``."""
 
 COMPILED_NETWORKS = ("fassd_net",)
-"""Those that are compiled without ``--full``: Inductor takes half a minute for each."""
+"""Networks that are compiled without ``--full``: Inductor takes half a minute for each."""
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What was asked for.
+    """The requested measurements.
 
     Attributes:
-        sizes: of the networks' pictures, (height, width) in pixels.
+        sizes: sizes of the networks' pictures, (height, width) in pixels.
         dtypes: keys of `DTYPES`.
-        threads: of PyTorch, on the CPU.
-        device: where everything runs.
-        full: whether to measure every network, compile all of them, and time ours in Python, too.
+        threads: numbers of PyTorch's threads, on the CPU.
+        device: device for everything.
+        full: True measures every network, compiles all of them, and also times ours in Python.
     """
 
     sizes: tuple[Size, ...]
@@ -71,14 +71,14 @@ class Choices:
         return [*plain, *self.backends()]
 
     def pytorch(self, case: Case) -> list[str]:
-        # Of bytes there is one layout, and no batch norm behind them.
+        # For bytes there is only one layout, and no batch norm after them.
         names = [EAGER] if case.subject in PICTURES else [EAGER, FOLDED]
         if self.full or case.part != "networks" or case.subject in COMPILED_NETWORKS:
             names.append(COMPILE)
         return names
 
     def backends(self) -> list[str]:
-        """Ours that take the device; one that is not available is skipped, with its reason."""
+        """Our backends for the device; one that is not available is skipped, with its reason."""
         names = {self.device.type: NATIVE, "triton": TRITON}
         if self.full:
             names[PYTHON] = PYTHON
@@ -87,10 +87,10 @@ class Choices:
 
 
 def pytorch_has_arithmetic(dtype: str, device: torch.device) -> bool:
-    """Whether plain PyTorch in `dtype` is an alternative on `device`.
+    """True if plain PyTorch in `dtype` is an alternative on `device`.
 
-    Where the CPU has no such arithmetic, a convolution takes 150 times float32's time (float16 on
-    a Zen 5: 2.8 s, not 18 ms).
+    If the CPU has no such arithmetic, a convolution takes 150 times as long as in float32 (float16
+    on a Zen 5: 2.8 s, not 18 ms).
     """
     if device.type != "cpu" or dtype == "float32":
         return True
@@ -124,20 +124,20 @@ LISTS: dict[str, tuple[Callable[[str], Any], str]] = {
     "dtypes": ({name: name for name in DTYPES}.__getitem__, f"are {', '.join(DTYPES)}"),
     "threads": (positive, "are whole numbers from 1, comma between, as in 1,2"),
 }
-"""Options with commas: what reads one value, and what is accepted."""
+"""Options with commas: the parser of one value, and the accepted values in words."""
 
 
 def choices(full: bool = False, device: str | None = None, **lists: str | None) -> Choices:
-    """What the options ask for; None is the default, which `full` widens.
+    """The measurements that the options request; None is the default, which `full` widens.
 
     Raises:
-        pytest.UsageError: a value that is not accepted; the message names it, and what is.
+        pytest.UsageError: a value is not accepted; the message names it, and the accepted ones.
     """
     place = parse_device(device)
     chosen = Choices(((512, 1024),), ("float32",), (torch.get_num_threads(),), place, full)
     if full:
         chosen = replace(chosen, sizes=SIZES, dtypes=tuple(DTYPES))
-    if full and place.type == "cpu":  # of a GPU's timing the host's threads are no part
+    if full and place.type == "cpu":  # a GPU's timing does not involve the host's threads
         chosen = replace(chosen, threads=tuple(sorted({1, torch.get_num_threads()})))
     given = {name: parsed(name, texts) for name, texts in lists.items() if texts is not None}
     return replace(chosen, **given)
@@ -155,7 +155,7 @@ def parsed(name: str, texts: str) -> tuple[Any, ...]:
 
 
 def parse_device(text: str | None) -> torch.device:
-    """The GPU, where there is one, unless the option says otherwise."""
+    """The GPU, if there is one, unless the option says otherwise."""
     available = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     if text is None:
         return torch.device(available[-1])
@@ -190,7 +190,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "timeout(seconds): of pytest-timeout, where it is there")
-    # A run that collects this folder from above does not know the options.
+    # A run that collects this folder from above does not have the options.
     names = ("full", "sizes", "dtypes", "threads", "device")
     asked = {name: config.getoption(name, None) for name in names}
     config.stash[CHOICES] = choices(**{**asked, "full": bool(asked["full"])})
@@ -216,7 +216,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("case", "threads", "candidate"), rows)
 
 
-@pytest.hookimpl(optionalhook=True)  # where pytest-benchmark is not there
+@pytest.hookimpl(optionalhook=True)  # pytest-benchmark may be missing
 def pytest_benchmark_update_machine_info(
     config: pytest.Config, machine_info: dict[str, Any]
 ) -> None:

@@ -1,8 +1,9 @@
-"""Every exported format, judged and timed on this machine: ``python -m benchmarks.exported``.
+"""Every exported format, verified and timed on this machine: ``python -m benchmarks.exported``.
 
-Each file takes a picture (uint8 RGB) and gives labels, at one size. Its labels are compared with
+Each file takes a picture (uint8 RGB) and returns labels, at one size. Its labels are compared with
 those of plain PyTorch in float32, its mIoU is that on generated streets that the weights never saw,
-and all files are timed in interleaved rounds beside plain PyTorch and the accelerated network.
+and all files are timed in interleaved rounds together with plain PyTorch and the accelerated
+network.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(model: str, size: tuple[int, int], repeats: int) -> dict[str, Any]:
-    """Export, judge and time everything."""
+    """Export, verify and time everything."""
     scenes = [render_street(*size, seed=seed, split="val") for seed in range(STREETS)]
     pictures = [scene for scene, _ in scenes]
     calibrating = [render_street(*size, seed=s, split="train")[0] for s in range(CALIBRATING)]
@@ -111,7 +112,7 @@ def measure(model: str, size: tuple[int, int], repeats: int) -> dict[str, Any]:
 
 
 def in_pytorch(source: torch.nn.Module) -> Iterator[tuple[str, Call]]:
-    """What files are held against: the network, plain and accelerated."""
+    """The references for the files: the network, plain and accelerated."""
 
     def plain(picture: Tensor) -> Tensor:
         return source(torch.from_numpy(normalize(picture[0].numpy()))[None]).argmax(1).byte()

@@ -1,4 +1,4 @@
-"""What a device is, whether the kernels are right on it, its ceilings, and a stream of pictures."""
+"""Facts about a device, first checks of the kernels, its ceilings, and a stream of pictures."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def gpu_facts(device: torch.device) -> dict[str, Any]:
 
 
 def smi(card: str) -> dict[str, str]:
-    """What nvidia-smi says of a card; nothing where it is not there or does not answer."""
+    """nvidia-smi's facts about a card; empty if the tool is missing or does not answer."""
     query = f"--query-gpu={','.join(SMI_FIELDS)}"
     answer = output_of(["nvidia-smi", f"--id={card}", query, "--format=csv,noheader"])
     values = [value.strip() for value in answer.split(",")]
@@ -97,7 +97,7 @@ def version_of(package: str) -> str:
 
 SHAPE = (1, 256, 512, 3)
 SLEEP_CYCLES = 50_000_000
-"""Some 25 ms on a GPU: who does not wait for the stream reads the picture before it is there."""
+"""Some 25 ms on a GPU: a kernel that does not wait for the stream reads the picture too early."""
 
 
 def smoke(visit: Visit, backend: str) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def smoke(visit: Visit, backend: str) -> dict[str, Any]:
         ``checks``: for each check and dtype the relative error.
 
     Raises:
-        UnavailableError: the backend is not there.
+        UnavailableError: the backend is not available.
         RuntimeError: a result is wrong; the message names the checks.
     """
     device = visit.device
@@ -192,7 +192,7 @@ def measure_ceilings(visit: Visit, copy_bytes: int, matrix_side: int) -> dict[st
 
     Args:
         copy_bytes: size of the source buffer of the copy; halved until two of them fit.
-        matrix_side: of the square matrices; a product counts 2 * side^3 operations.
+        matrix_side: side of the square matrices; a product counts 2 * side^3 operations.
     """
     return {
         "copy": copy_bandwidth(visit, copy_bytes),
@@ -239,7 +239,7 @@ def matrix_rate(visit: Visit, name: str, side: int) -> dict[str, Any]:
 
 
 def timed(visit: Visit, once: Callable[[], Tensor]) -> dict[str, Any]:
-    """The record of a call that takes no input."""
+    """The record of a call without an input."""
     method = "events" if visit.device.type == "cuda" else "clock"
     run = Run(once, 1, method, lambda: [])
     return interleaved({"": run}, visit.device, visit.bench.sampling)[""].record()
@@ -266,17 +266,17 @@ def measure_runner(
     """Frames per second of a stream through `fassd_kernels.Runner`, copies included.
 
     Args:
-        backend: of ours.
-        network: its name.
-        seconds: how long the stream runs, at least.
+        backend: name of our backend.
+        network: name of the network.
+        seconds: minimum duration of the stream.
         place: batch, height, width and dtype.
 
     Returns:
-        ``fps``, ``latency_ms`` of a single call, ``frames``; and, of the labels of one picture,
+        ``fps``, ``latency_ms`` of a single call, ``frames``; and, for the labels of one picture,
         ``rel_error``, ``tolerance`` and ``match``.
 
     Raises:
-        UnavailableError: the backend is not there.
+        UnavailableError: the backend is not available.
     """
     from fassd_kernels import Runner
 
@@ -292,7 +292,7 @@ def measure_runner(
     frame = torch.randint(256, runner.shape, dtype=torch.uint8, generator=generator)
     record: dict[str, Any] = {"network": network, "backend": backend, **place}
     with warnings.catch_warnings():
-        # One that runs without its graph is not what is to be measured.
+        # A runner without its graph is not to be measured.
         warnings.filterwarnings("error", "GraphRunner: ", RuntimeWarning)
         labels = runner(frame)
         speed = runner.measure(seconds)

@@ -1,10 +1,10 @@
 """Measure a GPU: ``make gpu-report FIRST=1``, then ``make gpu-report``, in under ten minutes.
 
-Builds the kernels in place for the card's architecture, then measures item by item, the most
-important first, each a test of pytest in this file. Every result is on disk when it is known; what
-finds no time is listed, and ``--resume`` measures it in another run. A process that crashes or
-hangs loses its item alone: the next one goes on. The result is ``report.json``, ``report.md``,
-``report.png`` and ``report.tar.gz`` (tables of what was tuned, logs) in
+It builds the kernels in place for the card's architecture, then measures item by item, the most
+important first, each as a pytest test in this file. Every result is on disk as soon as it is known;
+items without time left are listed, and ``--resume`` measures them in another run. A process that
+crashes or hangs only loses its item: the next one continues. The result is ``report.json``,
+``report.md``, ``report.png`` and ``report.tar.gz`` (tables of tuning, logs) in
 ``benchmarks/results/<gpu>/``.
 
 Exit code: 0, or 1 if tests failed or a part crashed, or 2 if there is no NVIDIA GPU.
@@ -53,7 +53,7 @@ from fassd_kernels.triton.availability import first_line
 
 WORK = ROOT / "build" / "gpu-report"
 CARRIED = ROOT / "build" / "carry"
-"""Packages that `make gpu-carry` puts there, for a machine that has no network."""
+"""Packages from `make gpu-carry`, for a machine without a network."""
 
 BUDGET_S = {"first": 110.0, "full": 440.0}
 
@@ -63,15 +63,15 @@ SESSION, ALONE = "FASSD_GPU_REPORT", "FASSD_GPU_REPORT_ITEM"
 SCHEMA = 4
 SOURCE_SUFFIXES = {".py", ".def", ".h", ".cuh", ".cpp", ".cu", ".toml"}
 FINAL = ("done", "unavailable")
-"""What a later run need not try again."""
+"""Statuses that a later run need not try again."""
 
 say = partial(print, flush=True)
 
-# --- what each item gives, and its results on disk as they are known ------------------------------
+# --- the result of each item, on disk as soon as it is known --------------------------------------
 
 
 class Session:
-    """One run over the plan, of which several processes know.
+    """One run over the plan, which several processes share.
 
     Args:
         state: ready for JSON: ``device``, ``quick``, ``first``, ``only``, ``run`` (its name),
@@ -106,7 +106,7 @@ class Session:
         return self.parts / f"{item.name.replace('/', '.').replace(' ', '')}.json"
 
     def load(self, item: Item) -> dict[str, Any] | None:
-        """The saved record, whatever its status, if it is of this machine and these sources."""
+        """The saved record, whatever its status, if it is from this machine and these sources."""
         try:
             record = json.loads(self.path(item).read_text())
         except (OSError, json.JSONDecodeError):
@@ -114,7 +114,7 @@ class Session:
         return record if record["fingerprint"] == self.fingerprint(item) else None
 
     def save(self, item: Item, record: Mapping[str, Any]) -> None:
-        """Put a record on disk, and with it the report."""
+        """Write a record to disk, and the report with it."""
         marks = {"run": self.state["run"], "fingerprint": self.fingerprint(item)}
         commit = self.state["header"]["commit"]
         write_json(self.path(item), {**record, **marks, "date": now(), "commit": commit})
@@ -125,7 +125,7 @@ class Session:
             self.path(item).unlink(missing_ok=True)
 
     def fingerprint(self, item: Item) -> dict[str, str]:
-        """Of the machine, and of the sources as they were when this process first looked."""
+        """Fingerprints of the machine, and of the sources when this process first read them."""
         if item.sources not in self._digests:
             self._digests[item.sources] = digest(item.sources)
         return {**self.state["identity"], "sources": self._digests[item.sources]}
@@ -138,9 +138,9 @@ class Session:
         return item.first or not self.state["first"]
 
     def pending(self) -> list[Item]:
-        """What is asked for and was neither finished before nor tried in this run, in order.
+        """Requested items that were neither finished before nor tried in this run, in order.
 
-        What an earlier run tried and did not finish comes behind the untried.
+        Items that an earlier run tried and did not finish come after the untried.
         """
         untried, tried = [], []
         for item in filter(self.is_asked, self.plan):
@@ -152,7 +152,7 @@ class Session:
         return untried + tried
 
     def turn(self, item: Item) -> dict[str, Any] | None:
-        """Measure an item and save its record; None where there is no time for it."""
+        """Measure an item and save its record; None if there is no time for it."""
         if self.left() < item.least_s:
             return None
         limit_s = min(item.limit_s, self.left())
@@ -164,12 +164,13 @@ class Session:
         self.save(item, record)
         (self.work / "running.json").unlink(missing_ok=True)
         if item.part in ("tune", "choices") and record["status"] != "unavailable":
-            # Cut short or not, what it has found is in the table: older figures are of another.
+            # Whether cut short or not, its results are in the table: older figures are of another
+            # table.
             self.drop(untuned(self.plan, item))
         return record
 
     def perform(self, item: Item, limit_s: float) -> dict[str, Any]:
-        """The record of an item; whatever happens becomes one."""
+        """The record of an item; any error becomes one, too."""
         try:
             if item.backend:
                 require_operators(item.backend, frozenset(), self.bench.device)
@@ -177,7 +178,7 @@ class Session:
                 return self.apart(item, limit_s)
             visit = Visit(self.bench, self.logs, self.configs, limit_s)
             data = PARTS[item.part].measure(visit, **item.arguments)
-            json.dumps(data, allow_nan=False)  # what JSON cannot hold is an error here, not later
+            json.dumps(data, allow_nan=False)  # values that JSON cannot hold raise here, not later
             return judged(data)
         except UnavailableError as reason:
             return {"status": "unavailable", "reason": str(reason)}
@@ -190,7 +191,7 @@ class Session:
             return {"status": "failed", "reason": first_line(error)}
 
     def apart(self, item: Item, limit_s: float) -> dict[str, Any]:
-        """The record that a process of its own makes, started with the item's environment."""
+        """The record of an item from a separate process, started with the item's environment."""
         log = self.logs / f"{self.path(item).stem}.log"
         environment = {**item.environment, SESSION: json.dumps(self.state), ALONE: item.name}
         self.drop([item])
@@ -201,7 +202,7 @@ class Session:
         return record
 
     def interrupted(self) -> bool:
-        """Record the item that the process died in, if it did."""
+        """Record the item in which the process died, if it did."""
         path = self.work / "running.json"
         if not path.exists():
             return False
@@ -218,7 +219,7 @@ class Session:
     # The report.
 
     def describe(self, item: Item) -> dict[str, Any]:
-        """What is known of an item."""
+        """Everything known about an item."""
         known: dict[str, Any] = {"name": item.name, "part": item.part}
         if "group" in item.arguments:
             known["case"] = item.arguments
@@ -319,7 +320,7 @@ def test_item(session: Session, item: Item, request: pytest.FixtureRequest) -> N
     record = session.turn(item)
     tuning = item.part in ("tune", "choices")
     tuned = tuning and record is not None and record["status"] != "unavailable"
-    if not usable() or tuned:  # what comes next needs another process, which reads the new table
+    if not usable() or tuned:  # the next one needs another process, which reads the new table
         request.session.shouldstop = f"after {item.name}"
     if record is None:
         pytest.skip("out of time")
@@ -329,7 +330,7 @@ def test_item(session: Session, item: Item, request: pytest.FixtureRequest) -> N
 
 
 def usable() -> bool:
-    """Whether the GPU still answers after the last item; clears up behind it."""
+    """True if the GPU still answers after the last item; cleans up after it."""
     torch._dynamo.reset()
     gc.collect()
     try:
@@ -346,7 +347,7 @@ def usable() -> bool:
 
 
 def supervise(session: Session) -> None:
-    """Run pytest until all is measured or the time is up; after a crash it goes on behind it."""
+    """Run pytest until everything is measured or the time is up; after a crash it continues."""
     tried: list[str] = []
     environment = {SESSION: json.dumps(session.state)}
     while session.left() > 0:
@@ -402,7 +403,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def state_of(options: argparse.Namespace, started: float) -> dict[str, Any]:
     """The state of a `Session`, from the command line."""
     facts = machine.environment(options.device)
-    # What must be the same for a saved result to be taken up again.
+    # Facts that must be the same for a saved result to be used again.
     identity = {
         "device": facts["device"],
         "torch": torch.__version__,
@@ -434,7 +435,7 @@ def state_of(options: argparse.Namespace, started: float) -> dict[str, Any]:
 
 
 def built(session: Session) -> bool:
-    """Compile the kernels, as the plan's first item, where that is one; False where it failed."""
+    """Compile the kernels, if that is the plan's first item; False if it failed."""
     item = session.plan[0]
     if item.part != "build" or not session.is_asked(item):
         return True
@@ -478,7 +479,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ["PYTHONPATH"] = os.pathsep.join(
         filter(None, [str(ROOT), os.environ.get("PYTHONPATH", ""), str(CARRIED)])
     )
-    if options.quick:  # a rehearsal shares the machine with other work; one thread disturbs least
+    if options.quick:  # a rehearsal shares the machine; one thread disturbs least
         os.environ["OMP_NUM_THREADS"] = "1"
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` publishes
     try:

@@ -2,9 +2,9 @@
 
     python -m benchmarks.membrane --root DIR
 
-trains by the preset `membrane` on the card's `train` split, once for each seed, and scores the last
-weights on its `test` split, at which nothing else looks. A stopped run goes on, and a finished seed
-is not trained again.
+trains with the preset `membrane` on the card's `train` split, once for each seed, and scores the
+last weights on its `test` split, which is used for nothing else. A stopped run continues, and a
+finished seed is not trained again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fassd.bench.markdown import markdown_table
 from fassd.training.recipe import load_recipe
 
 FILE = RESULTS / "membrane" / "membrane.json"
-NAME = "membrane"  # of the card and of the preset
+NAME = "membrane"  # name of the card and of the preset
 
 
 class Published(NamedTuple):
@@ -48,7 +48,7 @@ PUBLISHED = (
 
 
 def row(seed: int, work: Path, root: Path) -> dict[str, Any]:
-    """A seed's row, trained and scored where that is still to be done."""
+    """The row of a seed, trained and scored if necessary."""
     own = ("-p", NAME, "-d", NAME, "--root", root, "--seed", str(seed))
     weights, spent = trained(work / str(seed), *own, threads=1)
     data = ("--data", NAME, "--root", root, "--split", "test", "--threads", "1")

@@ -1,9 +1,9 @@
-"""Networks of others against every way to run them: ``python -m benchmarks.others``.
+"""Networks of other projects, by all ways to run them: ``python -m benchmarks.others``.
 
-Each is measured as `fassd bench run --module` does it, with its peak memory, at two sizes. A
-network is written to the results file as soon as it is measured; what that has of the same machine
-is kept, so that a run goes on where it was stopped. ``--only`` names networks to measure, or to
-measure again. Those whose package is missing are named and left out.
+Each is measured like in `fassd bench run --module`, with its peak memory, at two sizes. A network
+is written to the results file as soon as it is measured; results of the same machine are kept, so
+that a run continues where it was stopped. ``--only`` names networks to measure, or to measure
+again. Networks whose package is missing are named and left out.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MACHINE = ("cpu", "threads", "instruction_set", "torch")
 
 
 class FactorisedResidual(nn.Module):
-    """Two 3x3 convolutions as pairs of 3x1 and 1x3, the second one dilated, beside their input.
+    """Two 3x3 convolutions as pairs of 3x1 and 1x3, the second one dilated, added to their input.
 
     Romera et al., ERFNet, IEEE T-ITS 2018, figure 2c.
 
@@ -112,21 +112,21 @@ NETWORKS = {
     **{re.split("[:/]", network.model)[1].lower(): network.model for network in OTHERS},
     "erfnet_like": "benchmarks.others:erfnet_like",
 }
-"""What ``--only`` calls a network, and what a job calls it."""
+"""Name of a network for ``--only``, and its name in a job."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """The results file, written anew after each network."""
+    """The results file, which is rewritten after each network."""
 
     path: Path
     where: dict[str, object]
 
     def read(self) -> list[JobResults]:
-        """What the file has.
+        """The results in the file.
 
         Raises:
-            ValueError: it is of another machine or version of PyTorch.
+            ValueError: it is from another machine or version of PyTorch.
         """
         if not self.path.exists():
             return []
@@ -138,7 +138,7 @@ class Record:
         return list(found.comparisons)
 
     def add(self, measured: JobResults) -> None:
-        """Put the results of a job in, in place of those of the same network and size."""
+        """Add the results of a job, in place of those of the same network and size."""
         kept = {place(each.job): each for each in self.read()}
         kept[place(measured.job)] = measured
         order = list(NETWORKS.values())
@@ -152,7 +152,7 @@ def place(job: Job) -> tuple[str, tuple[int, int]]:
 
 
 def left_to_do(jobs: Sequence[Job], record: Record, again: bool) -> Iterator[Job]:
-    """Jobs that are not in the file, or all of them `again`, if their packages are here."""
+    """Jobs that are not in the file, or all of them `again`, if their packages are installed."""
     missing = {network.model: network for network in OTHERS if network.missing}
     for model in dict.fromkeys(job.model for job in jobs if job.model in missing):
         print(f"{missing[model].title} is left out: {missing[model].install}", flush=True)
@@ -200,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         start = time.perf_counter()
         try:
             report = run([each], [way for way in chosen if not way.labels])
-        except Exception as error:  # the other networks go on
+        except Exception as error:  # the other networks continue
             failed += 1
             print(f"{each.model} failed: {error}", flush=True)
             continue
@@ -211,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def summary(measured: JobResults) -> str:
-    """One line: how fast ours is."""
+    """One line with our time."""
     ours, fastest = measured.by_name.get("ours"), measured.fastest_peer
     size = "x".join(map(str, measured.job.size))
     if ours is None or fastest is None:

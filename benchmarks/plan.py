@@ -1,7 +1,7 @@
-"""What a report measures, in the order of importance: what comes late may find no time left.
+"""The items of a report, in the order of importance: late ones may find no time left.
 
-`PARTS` says of each kind of item what measures it, how the page shows it, and what is a fault in
-it; `build_plan` lists the items.
+`PARTS` gives for each kind of item its measurement, its section of the page, and its faults;
+`build_plan` lists the items.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class ReportPart:
     """A kind of item.
 
     Attributes:
-        measure: the `Visit` and an item's arguments to its data, ready for JSON.
+        measure: function from the `Visit` and an item's arguments to its data, ready for JSON.
         title: heading of the page's section.
-        section: the report and the name of the part to the section's text; called where the report
-            holds data of the part.
-        faults: data to what is wrong in it, in words.
+        section: function from the report and the name of the part to the section's text; called if
+            the report contains data of the part.
+        faults: function from data to its faults, in words.
     """
 
     measure: Callable[..., dict[str, Any]]
@@ -85,16 +85,16 @@ OUR_SOURCES = ("fassd/models", "fassd_kernels", "csrc", "setup.py", "pyproject.t
 SUITE_SOURCES = (*OUR_SOURCES, "tests/conformance")
 
 CUDA = "cuda"
-"""Of our backends, the one with kernels of CUDA C++."""
+"""Our backend with kernels in CUDA C++."""
 
 NETWORKS = ("fassd_net", "fassd_net_l2", "fassd_net_l1", "fc_hardnet_70")
-"""Measured before the other rows of the table, the baselines."""
+"""Networks measured before the other rows of the table, the baselines."""
 
 PEER_GROUPS = ("library", "compile", "max-autotune")
-"""Without kernels of ours, whose changes leave their figures as they are."""
+"""Candidates without our kernels, whose changes do not affect their figures."""
 
 QUICK_GROUPS = ("library", "ours")
-"""Seconds each: what needs no compiler."""
+"""Seconds for each item that needs no compiler."""
 
 TIMES_S = {
     "native": (6.0, 60.0),
@@ -107,31 +107,31 @@ TIMES_S = {
     "compile": (20.0, 120.0),
     "max-autotune": (40.0, 200.0),
 }
-"""With less time left than the first a group is not begun; after the second it is killed."""
+"""With less time left than the first a group is not started; after the second it is killed."""
 
 SAMPLE = 8
-"""The suite's one row in so many comes first: all of it takes minutes to compile."""
+"""The sample of the suite's rows that comes first: all of it takes minutes to compile."""
 
 SANITIZED = 16
-"""Of the suite's rows, one in so many runs under each sanitizer."""
+"""The sample of the suite's rows under each sanitizer."""
 
 Place = dict[str, Any]
-"""Where subjects are measured: batch, height and width of the network's input, dtype."""
+"""Batch, height and width of the network's input, and dtype."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """What is measured, and saved, at once.
+    """A unit of measuring and saving.
 
     Attributes:
-        name: unique; slashes separate its parts, of which the first is a key of `PARTS`.
-        arguments: of what measures it.
-        limit_s: after so many seconds it is killed.
-        least_s: with less time left it is not begun.
-        sources: files that it depends on; a result from before a change is not taken up again.
-        backend: of ours, that must be there before it is begun, if any.
-        environment: of a process of its own, where it needs one.
-        first: whether ``--first`` measures it.
+        name: unique name; slashes separate its parts, of which the first is a key of `PARTS`.
+        arguments: arguments of its measurement.
+        limit_s: seconds after which it is killed.
+        least_s: minimum seconds left for starting it.
+        sources: files that it depends on; a result from before a change is not used again.
+        backend: name of our backend that must be available for starting it, if any.
+        environment: variables of a separate process, if it needs one.
+        first: True if ``--first`` measures it.
     """
 
     name: str
@@ -154,20 +154,20 @@ def name_of(place: Place) -> str:
 
 @dataclass(frozen=True)
 class Scale:
-    """How large a report is; the most important comes first everywhere.
+    """The extent of a report; the most important comes first everywhere.
 
     Attributes:
-        device: ``cuda`` or ``cpu``; our backend of compiled kernels is named like it.
-        sizes: (height, width) of the network's input.
-        batches, dtypes: of it, too.
+        device: ``cuda`` or ``cpu``; our backend of compiled kernels has the same name.
+        sizes: sizes (height, width) of the network's input.
+        batches, dtypes: batches and dtypes of the network's input.
         operators, modules, networks: subjects; the first two networks are those of the headline.
-        compiler: backend of torch.compile; where it is not Inductor, networks are not compiled,
-            and nothing is autotuned.
-        sampling: samples per figure.
-        copy_bytes, matrix_side: of the ceilings.
-        suite: the conformance tests.
-        runner_s: seconds of frames in a row.
-        variants_s: seconds for the variants of the convolution kernel, of one network.
+        compiler: backend of torch.compile; if it is not Inductor, networks are not compiled, and
+            nothing is autotuned.
+        sampling: number and length of samples per figure.
+        copy_bytes, matrix_side: sizes for measuring the ceilings.
+        suite: paths of the conformance tests.
+        runner_s: seconds of the stream of frames.
+        variants_s: seconds for the variants of the convolution kernel, for one network.
     """
 
     device: str = "cuda"
@@ -211,7 +211,7 @@ class Scale:
         for subject in subjects:
             for group in groups:
                 if subject in PICTURES and group == "library":
-                    continue  # of pictures of bytes, eager is the library's only form
+                    continue  # for pictures of bytes, eager is the library's only form
                 least_s, limit_s = TIMES_S[group]
                 yield Item(
                     f"{part}/{subject}/{name_of(place)}/{group}",
@@ -226,12 +226,12 @@ class Scale:
         return Item(f"smoke/{backend}", {"backend": backend}, 90.0)
 
     def profile(self, backend: str, network: str) -> Item:
-        """The launches of a network through a backend of ours."""
+        """The launches of a network through one of our backends."""
         arguments = {"backend": backend, "network": network, **self.places[0]}
         return Item(f"profile/{backend}/{network}", arguments, 120.0)
 
     def suite_on(self, backend: str, every: int, group: str = "") -> Item:
-        """The suite on a backend, one row of its tables in `every`, with what a group switches."""
+        """The suite on a backend, one row of its tables in `every`, with a group's switches."""
         options = [f"--device={self.device}", f"--backend={backend}"]
         arguments = {"suite": self.suite, "options": options}
         name, limit_s = f"conformance/{backend}", 360.0
@@ -250,14 +250,14 @@ class Scale:
         return Item(f"sanitizer/{tool}", arguments, 100.0, 60.0, SUITE_SOURCES, CUDA)
 
     def memcheck(self, network: str) -> Item:
-        """The kernels that a network takes, in one forward at the smallest size."""
+        """The kernels that a network uses, in one forward pass at the smallest size."""
         height, width = self.sizes[-1]
         forward = {"network": network, **self.places[0], "height": height, "width": width}
         arguments = {"tool": "memcheck", "forward": forward}
         return Item(f"sanitizer/memcheck/{network}", arguments, 100.0, 30.0, backend=CUDA)
 
     def tune(self, place: Place) -> Item:
-        """Tile sizes for the first network, whose layers are the other subjects too."""
+        """Tile sizes for the first network, whose layers are also the other subjects."""
         arguments = {"model": self.networks[0], **place}
         name = f"tune/{self.networks[0]}/{name_of(place)}"
         return Item(name, arguments, 120.0, 60.0, backend="triton")
@@ -269,7 +269,7 @@ FULL = Scale()
 def quick_scale(device: str = "cpu") -> Scale:
     """Everything in miniature: a rehearsal, whose figures mean nothing.
 
-    torch.compile only traces (``aot_eager``), because Inductor takes its time, on a CPU minutes.
+    torch.compile only traces (``aot_eager``), because Inductor takes long, on a CPU minutes.
     """
     return Scale(
         device=device,
@@ -290,8 +290,8 @@ def quick_scale(device: str = "cpu") -> Scale:
 
 
 def build_plan(scale: Scale) -> list[Item]:
-    """The items of a report, most important first; what two rules name stands where the first
-    puts it.
+    """The items of a report, most important first; an item named by two rules is placed by the
+    first.
     """
     items = [
         *(replace(item, first=True) for item in first_items(scale)),
@@ -306,7 +306,7 @@ def build_plan(scale: Scale) -> list[Item]:
 
 
 def first_items(scale: Scale) -> Iterator[Item]:
-    """The two minutes of ``--first``: is it right, how long does it take, and where."""
+    """The two minutes of ``--first``: correctness, time, and time by launch."""
     place, networks = scale.places[0], scale.headline
     if scale.device == "cuda":
         yield Item("build", {}, 300.0, 20.0)
@@ -321,9 +321,9 @@ def first_items(scale: Scale) -> Iterator[Item]:
 
 
 def headline_items(scale: Scale) -> Iterator[Item]:
-    """What the report is for: the networks beside their peers, the counters, and that it is right.
+    """The purpose of the report: the networks with their peers, the counters, and correctness.
 
-    Within seven minutes on an H200, with what comes before it.
+    Within seven minutes on an H200, including the items before.
     """
     place, networks = scale.places[0], scale.headline
     network = networks[0]
@@ -358,7 +358,7 @@ def rest_of_the_time(scale: Scale) -> Iterator[Item]:
     for network in networks:
         arguments = {"backend": scale.device, "network": network, **place}
         name = f"variants/{network}/{name_of(place)}"
-        # After half of its limit it ends what it is at.
+        # It finishes its current case after half of its limit.
         sources = (*OUR_SOURCES, "benchmarks/variants.py")
         yield Item(name, arguments, 2 * scale.variants_s, 30.0, sources)
     yield scale.smoke("triton")
@@ -367,8 +367,8 @@ def rest_of_the_time(scale: Scale) -> Iterator[Item]:
 
 
 def everything(scale: Scale) -> Iterator[Item]:
-    """All subjects at all places: what needs no compiler first, max-autotune last; and all of the
-    suite for our GPU backends, with a sample of what they are compared with.
+    """All subjects at all places: first those that need no compiler, max-autotune last; and the
+    whole suite for our GPU backends, with a sample for the backends that they are compared with.
     """
     subjects = (
         ("networks", scale.headline),
@@ -395,7 +395,7 @@ def everything(scale: Scale) -> Iterator[Item]:
 
 
 def with_targets(scale: Scale) -> list[str]:
-    """The modules that there are targets for: context and refinement."""
+    """The modules that have targets: context and refinement."""
     return [name for name in scale.modules if name.startswith(("DAPF", "MDA"))]
 
 

@@ -1,7 +1,7 @@
-"""Targets on an H200, and what the time model predicts: ``python -m benchmarks.predicted``.
+"""Targets on an H200, and the time model's predictions: ``python -m benchmarks.predicted``.
 
-The command writes the prediction of every network of the family at 1024x2048 in float16, labels
-out, through the CUDA backend; FASSD-Net also in batches; ``--gpu`` names another GPU. No GPU is
+The command writes the prediction for every network of the family at 1024x2048 in float16, labels
+out, through the CUDA backend; for FASSD-Net also in batches; ``--gpu`` names another GPU. No GPU is
 needed, and nothing is measured.
 """
 
@@ -26,22 +26,22 @@ from fassd_kernels.triton.device import Device
 # --- targets --------------------------------------------------------------------------------------
 
 GPU = "NVIDIA H200"
-SIZE, DTYPE, CROWD = (1024, 2048), "float16", 8
-"""Where the targets are set, one picture at a time but for those of a batch."""
+SIZE, DTYPE, BATCHED = (1024, 2048), "float16", 8
+"""Size of the targets, one picture at a time except for those of a batch."""
 
 BATCH = "batch 1"
-"""What a target may be set against besides a form: frames/s of single pictures."""
+"""A reference for targets besides forms: frames/s of single pictures."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A figure of a form of ours.
+    """A target for one of our forms.
 
     Attributes:
-        subject: a network or a module.
-        limit: so many times faster at least, or so many milliseconds at most.
-        against: the form to be faster than, or `BATCH`; empty where the target is a time.
-        form: the form.
+        subject: name of a network or a module.
+        limit: minimum speed-up, or maximum milliseconds.
+        against: name of the form to be faster than, or `BATCH`; empty if the target is a time.
+        form: name of the form.
     """
 
     subject: str
@@ -54,24 +54,24 @@ class Target:
         if not self.against:
             return f"at most {self.limit:g} ms"
         if self.against == BATCH:
-            return f"at batch {CROWD} at least {self.limit:g}x the frames/s of {BATCH}"
+            return f"at batch {BATCHED} at least {self.limit:g}x the frames/s of {BATCH}"
         return f"at least {self.limit:g}x over {TITLES[self.against]}"
 
     def figure(
         self, ms: Mapping[tuple[str, int], float], speedups: Mapping[str, float | None]
     ) -> float | None:
-        """What it comes to; None where something is missing.
+        """The achieved figure; None if something is missing.
 
-        Two forms are compared by how many times faster than eager each is, since eager was
-        measured in turns with both, and they were not with each other.
+        Two forms are compared by their speed-ups over eager, because eager was measured in turns
+        with both, and they were not with each other.
 
         Args:
             ms: milliseconds of a form at a batch.
-            speedups: of forms over eager, at batch 1.
+            speedups: speed-ups of forms over eager, at batch 1.
         """
-        one, many = ms.get((self.form, 1)), ms.get((self.form, CROWD))
+        one, many = ms.get((self.form, 1)), ms.get((self.form, BATCHED))
         if self.against == BATCH:
-            return CROWD * one / many if one and many else None
+            return BATCHED * one / many if one and many else None
         mine, its = speedups.get(self.form), speedups.get(self.against)
         if self.against:
             return mine / its if mine and its else None
@@ -104,7 +104,7 @@ TARGETS = (
 
 
 def measured_figure(target: Target, report: Record) -> float | None:
-    """A target's figure in a report; what does not match the reference is not there."""
+    """A target's figure in a report; a form that does not match the reference counts as missing."""
     part = "modules" if "(" in target.subject else "networks"
     ms: dict[tuple[str, int], float] = {}
     speedups: dict[str, float | None] = {}
@@ -119,7 +119,7 @@ def measured_figure(target: Target, report: Record) -> float | None:
 
 
 def predicted_figure(target: Target, predictions: Sequence[Record]) -> float | None:
-    """The same from predictions, which are of the CUDA kernels: records as `Prediction.to_json`."""
+    """The same from predictions for the CUDA kernels: records of `Prediction.to_json`."""
     ms = {
         (NATIVE, one["batch"]): 1e3 * one["predicted_s"]
         for one in predictions
@@ -131,12 +131,12 @@ def predicted_figure(target: Target, predictions: Sequence[Record]) -> float | N
 
 @functools.cache
 def load_predictions() -> list[dict[str, Any]]:
-    """Predictions for all targets, without launches; none where nothing can be predicted here."""
+    """Predictions for all targets, without launches; none if predicting is impossible here."""
     try:
         device = find_device(GPU)
     except ImportError:
         return []
-    wanted = [("fassd_net", 1), ("fassd_net", CROWD), ("fassd_net_l2", 1)]
+    wanted = [("fassd_net", 1), ("fassd_net", BATCHED), ("fassd_net_l2", 1)]
     found = [predict(name, device, batch).to_json() for name, batch in wanted]
     return [{name: one[name] for name in one if name != "rows"} for one in found]
 
@@ -146,7 +146,7 @@ def predict(network: str, device: Device, batch: int = 1) -> Prediction:
 
 
 def targets_section(report: Record) -> str:
-    """The targets, how far they are reached, and what was expected."""
+    """The targets, how far they are reached, and the predictions."""
     rows = []
     for target in TARGETS:
         figure = measured_figure(target, report)
@@ -165,7 +165,7 @@ def targets_section(report: Record) -> str:
 # --- the command ----------------------------------------------------------------------------------
 
 DETAILED = "fassd_net"
-"""The network that is predicted in a batch too, and shown launch by launch."""
+"""The network that is also predicted in a batch, and shown launch by launch."""
 
 
 TARGET_HEADER = ("network", "target", "predicted", "met by the prediction")
@@ -185,7 +185,7 @@ NETWORK_COLUMNS: tuple[tuple[str, Callable[[Record], str]], ...] = (
 
 
 def render(predictions: Sequence[Record]) -> str:
-    """All of it as Markdown; `predictions` are records of `Prediction.to_json`."""
+    """The whole page as Markdown; `predictions` are records of `Prediction.to_json`."""
     goals = [
         [target.subject, target.text, target.describe(figure), matches(target.is_met(figure))]
         for target in TARGETS
@@ -221,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     device = find_device(options.gpu)
-    wanted = [*((name, 1) for name in list_models()), (DETAILED, CROWD)]
+    wanted = [*((name, 1) for name in list_models()), (DETAILED, BATCHED)]
     predictions = [predict(name, device, batch).to_json() for name, batch in wanted]
     path = options.output / f"cuda-{slug(options.gpu)}"
     write_text(path.with_suffix(".md"), render(predictions))

@@ -1,7 +1,7 @@
-"""A network's launches on a GPU: each beside its plan, and what the hardware counted of it.
+"""A network's launches on a GPU: each compared with its plan, and the hardware's counters.
 
 ``python -m benchmarks.probes '{"network": "fassd_net", "batch": 1, "height": 1024, "width": 2048,
-"dtype": "float16"}'`` is one forward through the CUDA kernels, for NVIDIA's tools to watch.
+"dtype": "float16"}'`` is one forward pass through the CUDA kernels, for NVIDIA's tools to watch.
 """
 
 from __future__ import annotations
@@ -39,29 +39,28 @@ from fassd_kernels.tuning.calls import launches_of
 # --- launches, as planned and as the GPU saw them -------------------------------------------------
 
 REPLAYS = 20
-"""Of a network's graph, whose median a launch's time is."""
+"""Replays of a network's graph, whose median is a launch's time."""
 
 MOST_LAUNCHES = 12
-"""Of a network, the page lists so many that take longest; ``report.json`` has all."""
+"""Number of a network's launches that the page lists, longest first; ``report.json`` has all."""
 
 
 def profile_network(visit: Visit, backend: str, network: str, **place: Any) -> dict[str, Any]:
-    """See whether an accelerated network is our launches and nothing else, and time each.
+    """Check that an accelerated network only consists of our launches, and time each.
 
     Args:
-        backend: of ours.
-        network: its name.
+        backend: name of our backend.
+        network: name of the network.
         place: batch, height, width and dtype; the input is channels_last.
 
     Returns:
         ``planned`` and ``seen``, numbers of launches, and the ``foreign`` ones by name;
         ``kernels``: name and seconds of each launch in order; ``measured_s``, of a whole replay;
-        ``rows``: equal launches together, where they are those that the time model of the CUDA
-        backend predicts with its prediction, else by the kernel's name; ``mismatch``: what is
-        another one there.
+        ``rows``: equal launches grouped, with the prediction of the CUDA backend's time model if
+        they match it, otherwise by the kernel's name; ``mismatch``: the first difference from it.
 
     Raises:
-        UnavailableError: the backend, what it is planned with, or the profiler is not there.
+        UnavailableError: the backend, its planner, or the profiler is not available.
     """
     from fassd.bench import timeline
     from fassd.bench.costs import cuda as predict
@@ -97,9 +96,9 @@ def profile_network(visit: Visit, backend: str, network: str, **place: Any) -> d
 
 
 def launch_times(planned: Any, seen: Any) -> dict[str, Any]:
-    """A `Timeline` beside the `Prediction` of it, or beside the names of our Triton kernels.
+    """A `Timeline` combined with its `Prediction`, or with the names of our Triton kernels.
 
-    Where the GPU ran other kernels than predicted, ``mismatch`` says which; their times are kept.
+    If the GPU ran other kernels than predicted, ``mismatch`` says which; their times are kept.
     """
     from fassd.bench import timeline
 
@@ -124,17 +123,17 @@ def launch_times(planned: Any, seen: Any) -> dict[str, Any]:
 
 
 def foreign(seen: Sequence[str], planned: Sequence[str]) -> dict[str, int]:
-    """Of the launches that were `seen`, those of no planned kernel, with their number."""
+    """The `seen` launches of kernels that were not planned, with their number."""
     return dict(Counter(name for name in seen if not name.startswith(tuple(planned))))
 
 
 def is_cuda_kernel(name: str) -> bool:
-    """Whether a kernel is of our CUDA sources, by its name, mangled or not."""
+    """True if a kernel is from our CUDA sources, by its name, mangled or not."""
     return "fassd::cuda" in name or "5fassd4cuda" in name
 
 
 def rows_by_kernel(kernels: Sequence[Record]) -> list[dict[str, Any]]:
-    """Launches of one name together, without a prediction, as rows of the page's table."""
+    """Launches grouped by name, without a prediction, as rows of the page's table."""
     rows: dict[str, dict[str, Any]] = {}
     for kernel in kernels:
         name = kernel["kernel"]
@@ -145,7 +144,7 @@ def rows_by_kernel(kernels: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def profile_faults(data: Record) -> list[str]:
-    """Launches that were not planned, or the other way round."""
+    """Launches that were not planned, or planned but not seen."""
     alike = not data["foreign"] and data["seen"] == data["planned"]
     return [] if alike else [launches_text(data)]
 
@@ -198,14 +197,14 @@ LAUNCH_COLUMNS: tuple[tuple[str, Callable[[Record], str]], ...] = (
     ("predicted us", scaled("predicted_s", 1e6, 2)),
     ("measured us", scaled("measured_s", 1e6, 2)),
 )
-"""What is told of equal launches: rows of `Prediction.to_json`, or of `rows_by_kernel`."""
+"""Columns for equal launches: rows of `Prediction.to_json`, or of `rows_by_kernel`."""
 
 
 # --- a forward for NVIDIA's tools -----------------------------------------------------------------
 
 
 def forward(network: str, **place: Any) -> None:
-    """One forward through our CUDA kernels; the profiler is started behind what warms up."""
+    """One forward pass through our CUDA kernels; the profiler is started after the warm-up."""
     device = torch.device("cuda")
     case = Case("networks", network, **place)
     subject = subject_of(case, device, "")
@@ -232,7 +231,7 @@ SECTIONS = (
     "LaunchStats",
 )
 
-# Of a figure, the metric, or what older or newer versions call it. Percentages are of the peak.
+# For each figure the metric, and its name in older or newer versions. Percentages are of the peak.
 METRICS: dict[str, tuple[str, ...]] = {
     "sm": ("sm__throughput.avg.pct_of_peak_sustained_elapsed",),
     "dram": (
@@ -255,19 +254,19 @@ MICROSECONDS = {"ns": 1e-3, "us": 1.0, "ms": 1e3, "s": 1e6}
 STALL = re.compile(
     r"smsp__average_warp(?:s|_latency)_issue_stalled_(\w+?)(?:_per_issue_active)?\.ratio"
 )
-ISSUED = "selected"  # among the states of a warp, the one that is no stall
+ISSUED = "selected"  # among the states of a warp, the one that is not a stall
 NO_INSTRUCTION = "no_instruction"  # the stall of a warp that waits for its next instruction
 
 
 def count_launches(visit: Visit, **arguments: Any) -> dict[str, Any]:
-    """Run a forward under ncu, whose log is ``counters.csv``.
+    """Run a forward pass under ncu, whose log is ``counters.csv``.
 
     Args:
-        arguments: of `forward`.
+        arguments: arguments of `forward`.
 
     Returns:
-        ``launches``, their number; ``us``, what all of them take, each alone; ``rows``, the figures
-        of every launch in order.
+        ``launches``, their number; ``us``, the time of all of them, each alone; ``rows``, the
+        figures of every launch in order.
 
     Raises:
         UnavailableError: ncu is not installed, or may not read the counters.
@@ -280,7 +279,7 @@ def count_launches(visit: Visit, **arguments: Any) -> dict[str, Any]:
         command += ["--section", section]
     command += ["--csv", "--page", "raw", "--print-units", "base", "--log-file", str(found)]
     outcome = "was killed at its limit"
-    with contextlib.suppress(TimeLimitError):  # the launches that it has written are worth keeping
+    with contextlib.suppress(TimeLimitError):  # the launches written so far are worth keeping
         code = visit.run([*command, *forward_command(arguments)], "counters")
         outcome = f"ended with code {code}"
     text = read_log(found)
@@ -300,7 +299,7 @@ def count_launches(visit: Visit, **arguments: Any) -> dict[str, Any]:
 
 
 def parse_counters(text: str) -> list[dict[str, Any]]:
-    """The launches of ncu's raw page: a line of names, a line of units, and one of each launch."""
+    """The launches on ncu's raw page: a line of names, a line of units, and a line per launch."""
     lines = text.splitlines()
     header = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
     rows = list(csv.DictReader(lines[header:]))
@@ -311,7 +310,7 @@ def parse_counters(text: str) -> list[dict[str, Any]]:
 
 
 def launch_of(row: Mapping[str, str], units: Mapping[str, str], index: int) -> dict[str, Any]:
-    """The figures of a line; one that ncu did not give is None."""
+    """The figures of a line; None for those that ncu did not give."""
     unit = MICROSECONDS[units[DURATION].replace("second", "s")]
     stalls = {
         match[1]: value
@@ -338,7 +337,7 @@ def launch_of(row: Mapping[str, str], units: Mapping[str, str], index: int) -> d
 
 
 def number_of(text: str | None) -> float | None:
-    """A figure as ncu writes it, thousands apart by commas."""
+    """A figure in ncu's format, with commas between thousands."""
     try:
         return float((text or "").replace(",", ""))
     except ValueError:
@@ -361,7 +360,7 @@ COUNTED: tuple[tuple[str, Callable[[Record], str]], ...] = (
     ("registers", scaled("registers", 1, 0)),
     ("blocks", scaled("blocks", 1, 0)),
 )
-"""What is told of a launch that ncu saw."""
+"""Columns for a launch that ncu saw."""
 
 
 def counters_section(report: Record, part: str) -> str:

@@ -11,7 +11,7 @@ from benchmarks.predicted import targets_section
 from benchmarks.rows import (
     Record,
     Row,
-    contest_of,
+    choice_result,
     escape,
     rows_by_subject,
     why,
@@ -110,22 +110,22 @@ def headline(report: Record) -> str:
 
 
 def problems(report: Record) -> list[str]:
-    """What makes a run a failure: a part that crashed, failed tests, wrong or failing kernels."""
+    """Reasons why a run failed: a part that crashed, failed tests, wrong or failing kernels."""
     found = []
     for item in report["items"]:
         data = item.get("data")
         texts = [item["reason"]] if item["status"] == "failed" else []
         texts += PARTS[item["part"]].faults(data) if data else []
         # Figures of a rehearsal mean nothing.
-        contest = contest_of(data) if data and report["mode"] != "quick" else None
-        if contest and contest[1]:
-            texts.append(contest[0])
+        result = choice_result(data) if data and report["mode"] != "quick" else None
+        if result and result[1]:
+            texts.append(result[0])
         found += [f"{item['name']}: {text}" for text in texts]
     return found
 
 
 def missing(report: Record) -> str:
-    """What has no figure, and why; the first names of one reason together."""
+    """Items without a figure, and the reasons; the first names for each reason are grouped."""
     reasons: dict[str, list[str]] = defaultdict(list)
     for item in report["items"]:
         if item["status"] != "done":
@@ -159,8 +159,8 @@ def draw(path: Path, report: Record) -> Path | None:
     """Draw, as PNG, the speed-ups at the place that the report measured first.
 
     Args:
-        path: the file; it is replaced only when the new one is complete.
-        report: what ``report.json`` holds.
+        path: path of the file; it is replaced only when the new one is complete.
+        report: content of ``report.json``.
 
     Returns:
         `path`, or None if there is nothing to draw.

@@ -1,4 +1,4 @@
-"""Tables of the GPU report: cells of any, and the rows, columns and faults of the timed cases."""
+"""Tables of the GPU report: cells, and the rows, columns and faults of the timed cases."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def table_of(columns: Sequence[tuple[str, Callable[[Any], str]]], rows: Iterable[Any]) -> str:
-    """A table whose `columns` are titles, and what makes a cell of a row."""
+    """A table whose `columns` are titles, and functions that make a row's cell."""
     cells = [[cell(row) for _, cell in columns] for row in rows]
     return table([title for title, _ in columns], cells)
 
@@ -58,12 +58,12 @@ def matches(match: Any) -> str:
 
 
 def data_of_part(report: Record, part: str) -> list[Record]:
-    """What the items of a part found out, where they did."""
+    """The data of the items of a part, if they have any."""
     return [i["data"] for i in report["items"] if i["part"] == part and i.get("data")]
 
 
 def speedup(form: Record, eager: Record | None) -> float | None:
-    """How many times faster than eager; None where one is not measured or does not match."""
+    """Speed-up over eager; None if one is not measured or does not match."""
     if eager is None or not (form.get("match") and eager.get("match")):
         return None
     return eager["timing"]["ms"] / form["timing"]["ms"]
@@ -78,7 +78,7 @@ def floor_ms(case: Record, ceilings: Record | None) -> float | None:
 
 
 def launch_floors_ms(form: Record, case: Record, ceilings: Record | None) -> float | None:
-    """The sum of the floors of a form's launches; None where they are not known."""
+    """The sum of the floors of a form's launches; None if they are not known."""
     if not ceilings or "launches" not in form:
         return None
     launches = zip(form["launches"]["bytes"], form["launches"]["operations"], strict=True)
@@ -86,7 +86,7 @@ def launch_floors_ms(form: Record, case: Record, ceilings: Record | None) -> flo
 
 
 def work_ms(moved: int, operations: int, arithmetic: str, ceilings: Record) -> float:
-    """Milliseconds for so many bytes or for so many operations, whichever take longer."""
+    """Milliseconds for moving these bytes or for these operations, whichever take longer."""
     rate = ceilings["matrix"].get(arithmetic)
     computing = operations / rate["operations_per_s"] if rate else 0.0
     return 1e3 * max(moved / ceilings["copy"]["bytes_per_s"], computing)
@@ -95,7 +95,7 @@ def work_ms(moved: int, operations: int, arithmetic: str, ceilings: Record) -> f
 # --- rows of a table of cases ---------------------------------------------------------------------
 
 FORM_OF_GROUP = {**{group: names[1] for group, names in GROUPS.items()}, "choice": CHOSEN}
-"""What a group measures beside eager, before all else."""
+"""Candidate that a group measures besides eager, before all others."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,9 @@ class Row:
 
     Attributes:
         case: subject, batch, height, width, dtype.
-        form: the candidate's record, or ``{"name": ..., "reason": ...}`` where there is none.
-        data: the record of the item that measured it; empty where there is none.
-        ceilings: what the report measured of the device, if it did.
+        form: record of the candidate, or ``{"name": ..., "reason": ...}`` if there is none.
+        data: record of the item that measured it; empty if there is none.
+        ceilings: ceilings of the device, if the report measured them.
     """
 
     case: Record
@@ -128,7 +128,7 @@ class Row:
 
     @property
     def speedup(self) -> float | None:
-        """Over eager, measured in turns with it; None where it is not known."""
+        """Over eager, measured in turns with it; None if it is not known."""
         if "timing" not in self.form:
             return None
         eager = next((f for f in self.data["candidates"] if f["name"] == EAGER), None)
@@ -141,7 +141,7 @@ class Row:
 
 
 def rows_by_subject(report: Record, part: str) -> dict[str, list[Row]]:
-    """The rows of each subject of which something was timed, case by case in the report's order."""
+    """The rows of each subject with a timed case, case by case in the report's order."""
     ceilings = next(iter(data_of_part(report, "ceilings")), None)
     grouped: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
     for item in report["items"]:
@@ -157,7 +157,7 @@ def rows_by_subject(report: Record, part: str) -> dict[str, list[Row]]:
 
 
 def case_rows(items: Sequence[Record], ceilings: Record | None) -> Iterator[Row]:
-    """One row per form that was measured or meant to be; eager from the first that measured it."""
+    """One row per form that was measured or planned; eager from the first item that measured it."""
     found: dict[str, Row] = {}
     for item in items:
         data = item.get("data") or {}
@@ -216,11 +216,11 @@ COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("match", lambda row: matches(row.form.get("match"))),
     ("method", method),
 )
-"""Those after the third need a time; frames are told of networks alone."""
+"""Columns after the third need a time; frames are only given for networks."""
 
 
 def cases_section(report: Record, part: str) -> str:
-    """A table for each subject, and what the choice of backends came to."""
+    """A table for each subject, and the result of choosing backends."""
     columns = [one for one in COLUMNS if one[0] != "frames/s" or part == "networks"]
     texts = []
     for subject, rows in rows_by_subject(report, part).items():
@@ -233,13 +233,13 @@ def cases_section(report: Record, part: str) -> str:
             lines.append(cells)
         texts += [f"### {subject}\n", table([title for title, _ in columns], lines)]
     for data in data_of_part(report, part):
-        if contest := contest_of(data):
-            texts.append(f"* {escape(contest[0])}.\n")
+        if result := choice_result(data):
+            texts.append(f"* {escape(result[0])}.\n")
     return "\n".join(texts)
 
 
 def case_faults(data: Record) -> list[str]:
-    """In words, what of ours failed or is wrong."""
+    """Failures and wrong results of our forms, in words."""
     return [
         form.get("reason") or "the result does not match the reference"
         for form in data["candidates"]
@@ -253,9 +253,9 @@ NOISE = 0.02
 """Backends whose medians differ by less are equal: NOISE in `fassd_kernels.choices`."""
 
 
-def contest_of(data: Record) -> tuple[str, bool] | None:
-    """In words, what the choice of backends took and what the best single one took, and whether
-    the choice lost by more than noise; None where it was not timed.
+def choice_result(data: Record) -> tuple[str, bool] | None:
+    """The times of the chosen backends and of the best single one, in words, and True if the choice
+    lost by more than noise; None if it was not timed.
     """
     forms = {
         form["name"]: form["timing"]

@@ -2,9 +2,9 @@
 
     python -m benchmarks.serve_load --json benchmarks/results/amd-epyc-2-cores/serve.json
 
-starts a server of its own on a free port, and locust against it in three parts: 8 users, whom the
-queue holds; 64, of whom some are answered 429; 8 again. Users send 512x1024 JPEGs, one after the
-other without a pause, from the same cores. Needs ``pip install 'fassd-net[serve]' locust``.
+starts a server of its own on a free port, and runs locust against it in three parts: 8 users, whom
+the queue can hold; 64, of whom some are answered 429; 8 again. Users send 512x1024 JPEGs, one after
+the other without a pause, from the same cores. Needs ``pip install 'fassd-net[serve]' locust``.
 
 Against a server that runs already, with locust's own page or without:
 
@@ -46,8 +46,9 @@ def street(scene: int) -> bytes:
 
 
 class Viewer(FastHttpUser):
-    """Sends one picture after the other. Being turned away, with 429 and a Retry-After, is no
-    failure but an outcome of its own, listed as ``429``; such a user comes again in a second."""
+    """A user that sends one picture after the other. A refusal, with 429 and a Retry-After, is not
+    a failure but an outcome of its own, listed as ``429``; the user then tries again after a
+    second."""
 
     pictures: list[bytes] = []  # noqa: RUF012 (locust makes users; the pictures are theirs together)
 
@@ -85,7 +86,7 @@ def resident(process: int) -> float:
 
 
 def locust(url: str, users: int, seconds: int) -> dict[str, Any]:
-    """Let so many users send pictures; outcomes, times in milliseconds."""
+    """Let `users` users send pictures; outcomes, times in milliseconds."""
     with tempfile.TemporaryDirectory() as folder:
         options = ["--headless", "-u", str(users), "-r", str(users), "-t", f"{seconds}s"]
         options += ["--host", url, "--csv", f"{folder}/load", "--only-summary"]
@@ -131,7 +132,7 @@ def measure(model: str, seconds: int, server: list[str]) -> dict[str, Any]:
         try:
             lines = iter(process.stderr.readline, "")
             url = next(m[1] for line in lines if (m := re.search(r"(http://\S+)/", line)))
-            # What the server logs is read, or it would stand still.
+            # The server's log must be read, or the server would block.
             drain = subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)
             locust(url, 4, 10)  # first pictures of a size take longer
             load = [
@@ -156,7 +157,7 @@ def measure(model: str, seconds: int, server: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    # Not above: locust's users, who import this file by its path, have no need of them.
+    # Not at the top: locust's users, who import this file by its path, do not need them.
     from benchmarks import write_json
     from fassd.bench.machine import environment
     from fassd.io.files import check_file

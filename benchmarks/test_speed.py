@@ -1,8 +1,8 @@
-"""Speed of operators, modules and networks: each way to compute one, held to the reference, timed.
+"""Speed of operators, modules and networks: each way to compute one, verified and timed.
 
     pytest benchmarks/ -k test_modules
     pytest benchmarks/ -k test_networks --sizes 1024x2048 --benchmark-json networks.json
-One group of figures is one subject. What must hold on any CPU is asserted on medians of interleaved
+One group of figures is one subject. Properties of any CPU are asserted on medians of interleaved
 rounds, which noise on a shared machine disturbs least:
 
     pytest benchmarks/ -k "not_slower or pay or first_call" -s             # with the figures
@@ -36,11 +36,11 @@ GPU_SAMPLING = Sampling()
 
 
 class SampleClock:
-    """A timer for pytest-benchmark that goes on by what `fassd.models.clock.sample` measures.
+    """A timer for pytest-benchmark that advances by the samples of `fassd.models.clock.sample`.
 
-    pytest-benchmark reads its timer before and after what it times, on the host; a GPU's time lies
-    between two events. So what it times takes a sample itself and moves this clock by it: every
-    round of the statistics is one sample, in seconds per call. On the CPU it is the same.
+    pytest-benchmark reads its timer before and after each call, on the host; a GPU's time is
+    measured between two events. So the call takes a sample itself and advances this clock by it:
+    every round of the statistics is one sample, in seconds per call. On the CPU it is the same.
     """
 
     def __init__(self) -> None:
@@ -57,19 +57,19 @@ CLOCK = SampleClock()
 """Every benchmark's: ``@pytest.mark.benchmark(timer=CLOCK.read)``."""
 
 
-@functools.lru_cache(maxsize=1)  # candidates of a case follow one another
+@functools.lru_cache(maxsize=1)  # candidates of a case are consecutive
 def trial_for(case: Case, device: torch.device) -> Trial:
-    # A call on the CPU is timed with its input where the layer before leaves it: in the cache.
+    # A call on the CPU is timed with its input where the previous layer leaves it: in the cache.
     bench = Bench(device, GPU_SAMPLING)
     cache_bytes = bench.cache_bytes if device.type == "cuda" else None
     return trial_of(subject_of(case, device, bench.compiler), cache_bytes)
 
 
 def measure(benchmark: Any, case: Case, threads: int, name: str, device: torch.device) -> None:
-    """Check the candidate `name` of a case, then time it; skip what is not available.
+    """Check the candidate `name` of a case, then time it; skip it if it is not available.
 
     Args:
-        benchmark: pytest-benchmark's fixture, with `CLOCK` for a timer.
+        benchmark: fixture of pytest-benchmark, with `CLOCK` as its timer.
     """
     trial = trial_for(case, device)
     subject = trial.subject
@@ -98,11 +98,11 @@ def measure(benchmark: Any, case: Case, threads: int, name: str, device: torch.d
 
 
 def checked(candidate: BuiltCandidate, trial: Trial, info: dict[str, Any]) -> Run:
-    """The candidate warmed up, and captured where it can be.
+    """The candidate, warmed up, and captured if possible.
 
-    Adds to `info` its ``relative_error`` (of an operator's labels the share that differs, of a
-    network the error of the scores of the labelled classes), ``labels_equal_percent`` (None where
-    the outputs are no labels) and ``method``, as in `fassd.bench.stopwatch.CallTimes`.
+    It adds to `info` its ``relative_error`` (for an operator's labels the share that differs, for a
+    network the error of the scores of the labelled classes), ``labels_equal_percent`` (None if the
+    outputs are not labels) and ``method``, as in `fassd.bench.stopwatch.CallTimes`.
 
     Raises:
         AssertionError: the outputs are not the reference's.
@@ -120,7 +120,7 @@ def checked(candidate: BuiltCandidate, trial: Trial, info: dict[str, Any]) -> Ru
         f"{who}: relative error {record['rel_error']} (None: not finite), "
         f"at most {record['tolerance']} is a match"
     )
-    # In 16 bits rounded scores tie, and what is judged is what the labelled classes score.
+    # In 16 bits rounded scores tie, so the scores of the labelled classes are compared.
     if subject.labels and subject.arithmetic == "float32":
         assert labels is not None and labels >= DEMO_LIMIT, (
             f"{who}: {labels} % of the labels are equal, at least {DEMO_LIMIT} is a match"
@@ -131,7 +131,7 @@ def checked(candidate: BuiltCandidate, trial: Trial, info: dict[str, Any]) -> Ru
 def limit_of(name: str, trial: Trial) -> float:
     """The largest relative error of a match: tighter than the GPU report's in float32."""
     subject, truth = trial.subject, trial.expected[0]
-    # Where to interpolate PyTorch computes in float32: 7e-6 at 1024 columns, ours 6e-8.
+    # PyTorch interpolates at positions computed in float32: 7e-6 at 1024 columns, ours 6e-8.
     interpolates = subject.case.subject.startswith("upsample") and name in (*PYTORCH, PYTHON)
     tight = subject.arithmetic == "float32" and truth.is_floating_point() and not subject.labels
     if tight and not interpolates:
@@ -142,7 +142,7 @@ def limit_of(name: str, trial: Trial) -> float:
 def time_run(
     benchmark: Any, run: Run, device: torch.device, sampling: Sampling | None = None
 ) -> None:
-    """Give pytest-benchmark samples of `run`, between CUDA events where the device has them."""
+    """Give pytest-benchmark samples of `run`, between CUDA events if the device has them."""
     sampling = sampling or (GPU_SAMPLING if device.type == "cuda" else CPU_SAMPLING)
     arguments = (run, sampling.repeats(run.once, device), device)
     benchmark.pedantic(CLOCK.take, args=arguments, rounds=sampling.rounds)
@@ -163,7 +163,7 @@ def test_networks(benchmark, case, threads, candidate, device) -> None:
     measure(benchmark, case, threads, candidate, device)
 
 
-# --- what must hold on any CPU --------------------------------------------------------------------
+# --- properties of any CPU ------------------------------------------------------------------------
 
 HALF = (512, 1024)
 FULL = (1024, 2048)
@@ -186,13 +186,13 @@ needs_cpu_kernels = pytest.mark.skipif(
 
 
 def eager_of(trial: Trial) -> nn.Module:
-    """The subject in channels_last; of a network its logits."""
+    """The subject in channels_last; for a network its logits."""
     module = channels_last(trial.subject.context, torch.float32)
     return module.network if isinstance(module, Labelled) else module
 
 
 def pair_of(case: Case) -> dict[str, Callable[[], Tensor]]:
-    """Eager channels_last and ours, which is checked, and of a network gives the labels."""
+    """Eager channels_last and ours, which is verified, and for a network returns the labels."""
     trial = trial_for(case, CPU)
     module, ours = eager_of(trial), trial.subject.candidate(NATIVE)
     checked(ours, trial, {})

@@ -1,6 +1,6 @@
 """Programs that the GPU report starts: the build, the conformance suite, NVIDIA's tools, the tuner.
 
-Each is given a time limit, writes a log, and is killed past its limit.
+Each gets a time limit and a log file, and is killed past its limit.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class TimeLimitError(Exception):
-    """The program was still at work at its limit, and was killed."""
+    """The program was still running at its limit, and was killed."""
 
 
 class ProgramError(RuntimeError):
-    """A program failed; the message holds the end of its log."""
+    """A program failed; the message contains the end of its log."""
 
 
 def run_logged(
@@ -76,7 +76,7 @@ def run_logged(
 
 @dataclass(frozen=True)
 class Visit:
-    """What a measurement knows of the run that it belongs to.
+    """The settings of the run that a measurement belongs to.
 
     Attributes:
         bench: device, sampling and compiler.
@@ -118,7 +118,7 @@ class Visit:
 
 
 def read_log(path: Path) -> str:
-    """The text of a log; empty where there is no file."""
+    """The text of a log; empty if there is no file."""
     return path.read_text(errors="replace") if path.exists() else ""
 
 
@@ -148,7 +148,7 @@ def build(visit: Visit) -> dict[str, Any]:
     Raises:
         ProgramError, TimeLimitError: it failed, or took too long.
     """
-    # Hopper's own instructions are in the architecture with an `a` alone; the sources ask for none.
+    # Hopper's own instructions require the architecture with an `a`; the sources do not use them.
     architecture = "{}.{}".format(*torch.cuda.get_device_capability(visit.device))
     environment = {
         "FASSD_KERNELS_CUDA": "1",
@@ -167,7 +167,7 @@ ENDED_BY_ITSELF = (0, 1, 2, 5)
 
 MOST_PROCESSES = 8
 MOST_FAILURES = 40
-"""Failures that are recorded with their message; all are counted."""
+"""Maximum number of failures recorded with their message; all are counted."""
 
 MESSAGE_LENGTH = 400
 
@@ -182,27 +182,27 @@ def conformance(
 ) -> dict[str, Any]:
     """Run the tests in `suite` with `options` and count them by outcome.
 
-    pytest-timeout ends the run a little before the visit's limit, between two tests.
+    pytest-timeout ends the run slightly before the visit's limit, between two tests.
 
     Args:
-        suite, options: of pytest.
-        name: of the log.
-        under: a command that watches the one behind it; the suite then runs in one process.
+        suite, options: paths and options for pytest.
+        name: name of the log.
+        under: command that watches the following one; the suite then runs in one process.
         environment: variables to add.
 
     Returns:
-        ``counts`` by outcome, ``finished``, ``failures`` with messages; ``crash``, with the end of
-        the log, if pytest did not end by itself.
+        ``counts`` by outcome, ``finished``, ``failures`` with messages; and ``crash``, with the end
+        of the log, if pytest did not end by itself.
 
     Raises:
-        UnavailableError: pytest-reportlog, which writes each result as it comes, is missing.
+        UnavailableError: pytest-reportlog, which writes each result at once, is missing.
         ProgramError: no test was run.
     """
     if importlib.util.find_spec("pytest_reportlog") is None:
         raise UnavailableError("pytest-reportlog is not installed (`make gpu-carry` brings it)")
     log, results = visit.log(name), visit.logs / f"{name}.jsonl"
     results.unlink(missing_ok=True)
-    # Several processes on the one GPU, where pytest-xdist is installed and there are cores.
+    # Several processes on the one GPU, if pytest-xdist is installed and there are cores.
     cores = os.cpu_count() or 1
     parallel = not under and importlib.util.find_spec("xdist") is not None
     processes = max(min(cores // 2, MOST_PROCESSES), 1) if parallel else 1
@@ -214,9 +214,9 @@ def conformance(
         command += ["-n", str(processes)]
     threads = {"OMP_NUM_THREADS": str(max(cores // processes, 1))}
     code = 0
-    with contextlib.suppress(TimeLimitError):  # cut short or not, what has been written is counted
+    with contextlib.suppress(TimeLimitError):  # whether cut short or not, the written results count
         code = visit.run(command, name, {**environment, **threads})
-    # The last line of a process that was killed may not be whole.
+    # The last line of a killed process may be incomplete.
     lines = (line for line in read_log(results).splitlines(keepends=True) if line.endswith("\n"))
     summary = summarise(map(json.loads, lines))
     if not summary["counts"]:
@@ -242,7 +242,7 @@ def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         finished |= kind == "SessionFinish"
         if kind not in ("TestReport", "CollectReport"):
             continue
-        # One outcome per test: of its call, or of its setup or teardown if not passed.
+        # One outcome per test: that of its call, or of its setup or teardown if it did not pass.
         when = record.get("when", "collect")
         if when != "call" and record["outcome"] == "passed":
             continue
@@ -292,22 +292,22 @@ def conformance_section(report: Record, part: str) -> str:
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
 OURS = "5fassd4cuda"
-"""In the mangled names of our kernels; those of PyTorch are not watched, which takes its time."""
+"""Part of the mangled names of our kernels; those of PyTorch are not watched, to save time."""
 
-# Out of PyTorch's cache, memory is in one large allocation, whose inside nobody watches.
+# In PyTorch's cache, memory is part of a large allocation, inside which nothing is detected.
 UNCACHED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 ENVIRONMENTS: dict[str, Mapping[str, str]] = {
     "memcheck": UNCACHED,
-    # The suite fills all memory with NaN first, and that would count as written.
+    # The suite fills all memory with NaN first, which would count as written.
     "initcheck": {**UNCACHED, "CONFORMANCE_UNPOISONED": "1"},
 }
 
 MOST_QUOTED = 5
-"""Findings that are recorded with their text; all are counted."""
+"""Maximum number of findings recorded with their text; all are counted."""
 
 # "========= ERROR SUMMARY: 2 errors", "========= RACECHECK SUMMARY: 1 hazard displayed (...)"
 SUMMARY = re.compile(r"^========= \w+ SUMMARY: (\d+) (?:error|hazard)", re.MULTILINE)
-# What is said without a location is of the tool itself.
+# Messages without a location are about the tool itself.
 LOCATION = re.compile(r"^=========\s+(?:at|and|Warning: Race|Error: Race)\b.*", re.MULTILINE)
 TROUBLE = re.compile(r"^=========.*(?:Internal Sanitizer Error|Error: (?!Race)).*", re.MULTILINE)
 
@@ -322,14 +322,14 @@ def sanitize(
     """Run tests, or one forward of a network, under a tool of compute-sanitizer.
 
     Args:
-        visit: what the tool says goes to ``sanitizer.TOOL.txt``.
+        visit: run whose log ``sanitizer.TOOL.txt`` gets the tool's output.
         tool: one of `SANITIZERS`.
-        suite, options: of pytest.
-        forward: in place of a suite, arguments of `benchmarks.probes.forward`.
+        suite, options: paths and options for pytest.
+        forward: arguments of `benchmarks.probes.forward`, in place of a suite.
 
     Returns:
-        What `conformance` does, and ``tool``, ``findings`` (their number) and ``quoted``, the text
-        of the first ones.
+        The result of `conformance`, and ``tool``, ``findings`` (their number) and ``quoted``, the
+        text of the first ones.
 
     Raises:
         UnavailableError: compute-sanitizer is not installed, or it cannot watch a program here.
@@ -340,7 +340,7 @@ def sanitize(
     found = visit.logs / f"{name}.txt"
     found.unlink(missing_ok=True)
     under = [command, "--tool", tool, "--log-file", str(found)]
-    # PyTorch asks for things that may fail; our own calls throw.
+    # PyTorch makes calls that may fail; our own calls throw.
     under += ["--target-processes", "application-only", "--report-api-errors", "no"]
     under += filters(command, tool)
     environment = ENVIRONMENTS.get(tool, NOTHING)
@@ -359,14 +359,14 @@ def sanitize(
 
 
 def forward_command(arguments: Mapping[str, Any]) -> list[str]:
-    """A forward of a network through our CUDA kernels, for a tool that watches it."""
+    """A forward pass of a network through our CUDA kernels, for a tool that watches it."""
     return [sys.executable, "-m", "benchmarks.probes", json.dumps(dict(arguments))]
 
 
 def filters(command: str, tool: str) -> list[str]:
-    """Watch our kernels alone; `initcheck` has to see what the others write.
+    """Options to watch only our kernels; `initcheck` has to see what the others write.
 
-    The option has changed its name; nothing is left out where neither is known.
+    The option's name has changed; without a known name nothing is left out.
     """
     known = "" if tool == "initcheck" else output_of([command, "--help"])
     for option in ("--kernel-regex", "--kernel-name"):
@@ -378,11 +378,11 @@ def filters(command: str, tool: str) -> list[str]:
 def findings(log: str) -> dict[str, Any]:
     """The number of findings in a log, ``findings``, and the first ones, ``quoted``.
 
-    Where the tool was stopped before it counted, those that it had printed are counted.
+    If the tool was stopped before it counted, the printed findings are counted.
     """
     noise = re.compile(r"=========\s+(Host Frame|Saved host backtrace|COMPUTE-SANITIZER)")
     kept = "\n".join(line for line in log.splitlines() if not noise.match(line))
-    # Between lines of nothing but the mark.
+    # Between lines that only contain the mark.
     blocks = re.split(r"^=========[ \t]*$", kept, flags=re.MULTILINE)
     printed = [block for block in blocks if LOCATION.search(block)]
     quoted = [re.sub(r"^=========\s?", "", block, flags=re.MULTILINE) for block in printed]
@@ -412,20 +412,20 @@ def sanitizer_section(report: Record, part: str) -> str:
 # --- the tuner ------------------------------------------------------------------------------------
 
 CONFIGS = "FASSD_KERNELS_CONFIGS"
-"""Environment variable: the folder whose table overrides the package's; tuning writes there."""
+"""Environment variable: the folder whose table overrides the package's; tuning writes to it."""
 
 TUNING_MARGIN_S = 30.0
-"""Seconds that tuning takes beyond its budget, to start, to end its last measurement, to write."""
+"""Seconds that tuning takes beyond its budget, for starting, the last measurement, and writing."""
 
 
 def tune(visit: Visit, model: str, backends: bool = False, **place: Any) -> dict[str, Any]:
     """Tune for a network at one size, batch and dtype, into the visit's folder of tables.
 
     Args:
-        visit: the log is ``tune.log``, of backends ``choices.log``.
-        model: the network.
-        backends: find the fastest backend of each call, instead of the Triton kernels' tile sizes;
-            these tables are in a folder of their own below.
+        visit: run with the log ``tune.log``, or for backends ``choices.log``.
+        model: name of the network.
+        backends: True finds the fastest backend of each call, instead of the Triton kernels' tile
+            sizes; these tables are in a separate subfolder.
         place: batch, height, width and dtype.
 
     Returns:

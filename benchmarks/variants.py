@@ -1,11 +1,12 @@
 """The variants of the CUDA backend's convolution kernel, side by side on the shapes of a network.
 
-Its plan takes one of them by a model of the time (``csrc/plan/plan.cpp``), whose constants are
-judged by how far what it takes is from the fastest.
+The plan chooses one of them by a time model (``csrc/plan/plan.cpp``), whose constants are judged by
+the distance of its choices from the fastest.
 
-``python -m benchmarks.variants`` measures nothing: of every network of the family, batches of 1 and
-8, 256x512 to 1024x2048, on GPUs of five sizes, it counts how many launches take each variant of a
-convolution or pair. What none takes need not be compiled: the lists stand in ``csrc/plan/plan.h``.
+``python -m benchmarks.variants`` measures nothing: for every network of the family, batches of 1
+and 8, 256x512 to 1024x2048, on GPUs of five sizes, it counts the launches of each variant of a
+convolution or pair. Variants that are never used need not be compiled: the lists are in
+``csrc/plan/plan.h``.
 """
 
 from __future__ import annotations
@@ -51,13 +52,13 @@ VARIABLE = "FASSD_KERNELS_CUDA_VARIANT"
 FUSION = "FASSD_KERNELS_CUDA_FUSION"
 COPIES = "FASSD_KERNELS_CUDA_COPIES"
 STEM_CHANNELS = 3
-"""An input of so few has a kernel of its own."""
+"""Number of input channels for which there is a special kernel."""
 
 REHEARSED = "H200"
-"""The GPU that is planned for where there is none."""
+"""The GPU to plan for if there is none."""
 
 ROUNDS, SAMPLE_MS = 7, 2.0
-"""Of each variant, at the most: there are some twenty for each of fifty shapes."""
+"""Maximum seconds for each variant: there are some twenty for each of fifty shapes."""
 
 
 @dataclass(frozen=True)
@@ -72,18 +73,18 @@ class KernelVariant:
 
     @property
     def text(self) -> str:
-        """As the environment variable takes it."""
+        """The value of the environment variable."""
         text = f"{self.warps},{self.m_tiles},{self.n_tiles},{int(self.sliding)}"
         return text if self.splits == 1 else f"{text},{self.splits}"
 
     def forced(self) -> AbstractContextManager[None]:
-        """The variant is taken wherever it fits; the plan reads the variable at every call."""
+        """Use the variant wherever it fits; the plan reads the variable at every call."""
         return setting(VARIABLE, self.text)
 
 
 @contextmanager
 def setting(name: str, value: str) -> Iterator[None]:
-    """A variable of the environment has a value for a while; the others are not touched."""
+    """Set an environment variable within the block; the others are not changed."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:
@@ -96,7 +97,7 @@ def setting(name: str, value: str) -> Iterator[None]:
 
 
 def known_variants(arithmetic: int, kernel: str = "convolution_kernel") -> list[KernelVariant]:
-    """Those that are compiled of a template, for `HALF`, `TF32` or `FLOAT32`."""
+    """The compiled variants of a template, for `HALF`, `TF32` or `FLOAT32`."""
     rows = torch.ops.fassd_kernels_plan.variants(arithmetic, kernel).tolist()
     return [KernelVariant(warps, m, n, bool(s), splits) for warps, m, n, s, splits in rows]
 
@@ -107,18 +108,18 @@ def measure_variants(
     """Time every variant that fits on every convolution of a network, the longest first.
 
     Args:
-        visit: on a CPU, where no variant is forced, this is
-            rehearsed. After half of its limit no further shape is begun.
-        backend: of ours.
-        network: its name.
-        batch, height, width, dtype: of the pictures.
+        visit: run that this belongs to; on a CPU, where no variant is forced, this is rehearsed.
+            After half of its limit no further shape is started.
+        backend: name of our backend.
+        network: name of the network.
+        batch, height, width, dtype: batch, size and dtype of the pictures.
 
     Returns:
-        ``shapes``, a record each, see `measure_shape`; ``left``, the number of those for which
-        there was no time.
+        ``shapes``, a record each, see `measure_shape`; ``left``, the number of shapes without time
+        left.
 
     Raises:
-        UnavailableError: the backend, or what the plans are made with, is not there.
+        UnavailableError: the backend, or its planner, is not available.
     """
     device = visit.device
     require_operators(backend, frozenset({"conv_act"}), device)
@@ -143,16 +144,16 @@ def measure_variants(
 
 
 def arithmetic_of(dtype: str) -> str:
-    """What products are rounded to: a key of `TOLERANCES`."""
+    """Rounding of products: a key of `TOLERANCES`."""
     from fassd_kernels.triton.program import tf32_requested
 
     return "tf32" if dtype == "float32" and tf32_requested() else dtype
 
 
 def shapes_of(case: Case, target: Any, model: Any) -> list[tuple[Any, int]]:
-    """A network's distinct convolutions, `Convolution`, and how often each is launched.
+    """A network's distinct convolutions, `Convolution`, with their numbers of launches.
 
-    Those whose launches should take longest come first.
+    Those with the longest predicted launches come first.
     """
     from fassd.bench.costs.triton import record_network  # imports Triton
 
@@ -175,7 +176,7 @@ def shapes_of(case: Case, target: Any, model: Any) -> list[tuple[Any, int]]:
 
 
 def plan_of(shape: Any, limits: Any) -> Any:
-    """The plan of a convolution as it is now: `shape.plan` remembers what it was."""
+    """The present plan of a convolution: `shape.plan` caches an earlier one."""
     return type(shape).plan.__wrapped__(shape, limits)
 
 
@@ -195,11 +196,11 @@ def fitting(shape: Any, limits: Any) -> dict[KernelVariant, Any]:
 def measure_shape(
     visit: Visit, shape: Any, limits: Any, dtype: str, backend: str
 ) -> dict[str, Any]:
-    """All variants that fit, in turns, each compared with the float64 reference first.
+    """Measure all variants that fit, in turns, after comparing each with the float64 reference.
 
     Returns:
-        ``shape`` in words; ``planned``, the variant that the plan takes; ``best``, the fastest
-        that is right (None if none is); ``variants``: of each its figures, and ``match``.
+        ``shape`` in words; ``planned``, the variant in the plan; ``best``, the fastest correct one
+        (None if there is none); ``variants``: the figures and ``match`` of each.
     """
     torch.manual_seed(0)
     where = DTYPES[dtype], visit.device
@@ -226,7 +227,7 @@ def measure_shape(
         except RuntimeError as error:  # the others are still worth measuring
             record.update(match=False, reason=first_line(error))
             continue
-        # A replay is what was captured; calls that could not be captured need the variable too.
+        # A replay repeats the capture; calls that could not be captured also need the variable.
         forced = run if run.method == "graph" else replace(run, once=partial(called, variant, run))
         runs[variant.text] = forced
     for name, timing in interleaved(runs, visit.device, sampling).items():
@@ -252,7 +253,7 @@ def called(variant: KernelVariant, run: Run) -> None:
 
 
 def describe(shape: Any) -> str:
-    """Such as ``1x512x1024, 10+48>18, 3x3, stride 2x2``: of the input, with its channels."""
+    """Text such as ``1x512x1024, 10+48>18, 3x3, stride 2x2``: the input with its channels."""
     sides = {"stride": shape.stride, "dilation": shape.dilation}
     more = [f"{name} {pair[0]}x{pair[1]}" for name, pair in sides.items() if pair != (1, 1)]
     more += [f"pool {shape.pool}"] if shape.pool > 1 else []
@@ -266,20 +267,20 @@ def describe(shape: Any) -> str:
 
 
 def images_of(shape: Any, dtype: torch.dtype, device: torch.device) -> Inputs:
-    """The inputs, as the kernel before leaves them: a pixel's channels together, whole vectors."""
+    """The inputs, in a previous kernel's layout: a pixel's channels adjacent, whole vectors."""
     from fassd_kernels.triton.layout import empty_image
 
     images = []
     for channels in shape.channels:
         image = empty_image((shape.batch, channels, *shape.size), dtype, device, True)
         room = image.untyped_storage().nbytes() // image.element_size()
-        image.as_strided((room,), (1,), 0).zero_()  # behind a pixel's channels too
+        image.as_strided((room,), (1,), 0).zero_()  # also after a pixel's channels
         images.append(image.copy_(torch.randn(image.shape, device=device)))
     return tuple(images)
 
 
 def weights_of(shape: Any, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Random ones that keep the variance, in the order that folded ones have."""
+    """Random weights that keep the variance, in the order of folded ones."""
     from fassd_kernels.packing import outputs_adjacent
 
     inputs = sum(shape.channels) * shape.kernel[0] * shape.kernel[1]
@@ -317,7 +318,7 @@ def exact(shape: Any, images: Sequence[Tensor], weight: Tensor, bias: Tensor) ->
 # --- the page -------------------------------------------------------------------------------------
 
 MOST_SHAPES = 20
-"""Of convolutions whose fastest variant is not the planned one, the page lists so many."""
+"""Maximum convolutions on the page whose fastest variant is not the planned one."""
 
 
 def variants_section(report: Record, part: str) -> str:
@@ -325,7 +326,7 @@ def variants_section(report: Record, part: str) -> str:
 
 
 Timed = tuple[Record, float, float]
-"""A shape, with the microseconds of a launch as planned and by the fastest variant."""
+"""A shape, with the microseconds of a launch as planned and with the fastest variant."""
 
 SHAPE_COLUMNS: tuple[tuple[str, Callable[[Timed], str]], ...] = (
     ("convolution", lambda row: row[0]["shape"]),
@@ -340,7 +341,7 @@ SHAPE_COLUMNS: tuple[tuple[str, Callable[[Timed], str]], ...] = (
 
 
 def variants_text(data: Record) -> str:
-    """Where most is to be won comes first."""
+    """Shapes with the largest possible gain come first."""
     timed: list[Timed] = []
     for shape in data["shapes"]:
         us = {v["variant"]: 1e3 * v["timing"]["ms"] for v in shape["variants"] if "timing" in v}
@@ -360,7 +361,7 @@ def variants_text(data: Record) -> str:
 
 
 def wrong_variants(data: Record) -> list[str]:
-    """In words, those that gave wrong results."""
+    """Variants that gave wrong results, in words."""
     return [
         f"variant {variant['variant']} is wrong on {shape['shape']}"
         + (f": {variant['reason']}" if "reason" in variant else "")
@@ -370,7 +371,7 @@ def wrong_variants(data: Record) -> list[str]:
     ]
 
 
-# --- which of them the plans take -----------------------------------------------------------------
+# --- which of them the plans use ------------------------------------------------------------------
 
 ARITHMETIC = {HALF: "half", TF32: "tf32", FLOAT32: "float32"}
 SIZES = ((256, 512), (512, 1024), (1024, 2048))
@@ -390,7 +391,7 @@ def devices() -> list[Device]:
 
 
 def kernel_of(answer: dict[str, Any]) -> Kernel | None:
-    """That of a launch; None where it has a kernel of its own."""
+    """The kernel of a launch; None if it has one of its own."""
     if answer["kernel"] not in KERNELS:
         return None
     blocks = answer["blocks"][0]
@@ -399,7 +400,7 @@ def kernel_of(answer: dict[str, Any]) -> Kernel | None:
 
 
 def answers(networks: Sequence[str], dtype: torch.dtype) -> Iterator[dict[str, Any]]:
-    """All launches of the networks, planned for each GPU, of float32 with and without TF32."""
+    """All launches of the networks, planned for each GPU, in float32 with and without TF32."""
     from fassd.bench.costs.triton import record_network
 
     for name, size, batch in itertools.product(networks, SIZES, BATCHES):

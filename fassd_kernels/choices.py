@@ -105,23 +105,23 @@ def render_key(
 ) -> str:
     """:func:`shape_key` from values that can be compared quickly: it is needed on every call."""
 
-    def shown(value: Any) -> str:
-        return ",".join(map(str, value)) if isinstance(value, tuple) else plain(value)
+    def formatted(value: Any) -> str:
+        return ",".join(map(str, value)) if isinstance(value, tuple) else text_of(value)
 
     parts = [operator, "+".join("x".join(map(str, image)) for image in images)]
     if weights:  # their input channels are those of the images
         parts += [">", "+".join("x".join(map(str, (w[0], *w[2:]))) for w in weights)]
     parts += [
-        f"{name}={shown(value)}"
+        f"{name}={formatted(value)}"
         for (name, default), value in zip(OPERATORS[operator].options, options, strict=True)
         if not (isinstance(value, bool) and value is default)  # which older tables do not have
     ]
     if residual:
         parts.append("residual")
-    return " ".join([*parts, plain(dtype), *(["tf32"] if tf32 else [])])
+    return " ".join([*parts, text_of(dtype), *(["tf32"] if tf32 else [])])
 
 
-def plain(value: object) -> str:
+def text_of(value: object) -> str:
     return str(value).removeprefix("torch.")
 
 

@@ -44,8 +44,6 @@ class Call {
   // Branches on the same input.
   void pairs(const std::string& op, std::vector<cuda::PairShape> shapes);
 
-  // Two layers of a HarDBlock in one launch; false, without a launch, if that does not pay.
-
   // A launch without a plan.
   void elementwise(const std::string& label, const std::string& kernel, int64_t channels,
                    int64_t height, int64_t width, int64_t bytes, int64_t operations,
@@ -55,7 +53,7 @@ class Call {
   //   label: purpose; kernel: name of the kernel's template
   //   arithmetic: half, tf32 or float32
   //   channels: those of the inputs > those of the result; height, width: of the result
-  //   bytes: of every tensor read and written once, weights included
+  //   bytes: every tensor read or written once, weights included
   //   operations: multiplications and additions that reach the result
   //   work: by unit of csrc/plan/instructions.def; instructions: of warps, by part of the kernel
   //   cycles: predicted clocks of the launch; without a plan, those to issue its instructions

@@ -1,1 +1,1 @@
-"""Measuring: how long a network takes and why, against every other way to run it."""
+"""Measuring: the speed of a network and its causes, compared with every other way of running it."""

@@ -1,7 +1,7 @@
-"""Every way to compute a network, a module or an operator that is compared: one table.
+"""All ways of computing a network, a module or an operator that are compared, in one table.
 
-`PEERS` are what `fassd bench peers` runs: a network as its users write it, other runtimes, ours.
-`FORMS` are what `pytest benchmarks/` and the GPU report run: PyTorch in its best forms, and ours
+`PEERS` are run by `fassd bench peers`: a network as its users write it, other runtimes, ours.
+`FORMS` are run by `pytest benchmarks/` and the GPU report: PyTorch in its best forms, and ours
 backend by backend. All are built from the same float32 weights and get the same input, and each is
 compared with the reference before its speed counts.
 """
@@ -41,24 +41,24 @@ TRITON_GRAPH = "triton-graph"
 PYTHON = "reference"
 
 REFERENCE = EAGER
-"""Key of plain PyTorch in float32 and NCHW, which every other peer is compared with."""
+"""Key of plain PyTorch in float32 and NCHW, the reference of every other peer."""
 
 REFERENCE_TITLE, PATHS_REFERENCE = "eager NCHW", "PyTorch float32"
-"""Its titles, of peers and of `fassd bench run`."""
+"""Its titles, among peers and in `fassd bench run`."""
 
 OURS = "ours"
 """Key of every peer that runs on `fassd_kernels`."""
 
 EXTRA = "pip install 'fassd-net[bench]'"
-"""Installs the other runtimes."""
+"""Command that installs the other runtimes."""
 
 SWITCHED = {
     "dependent": {"FASSD_KERNELS_DEPENDENT_LAUNCH": "1"},
     "carve-out": {"FASSD_KERNELS_CARVEOUT": "driver"},
     "threads": {"FASSD_KERNELS_CUDA_COPIES": "threads"},
 }
-"""Environments of the CUDA kernels: they begin while those before them end; they leave to the
-driver how much shared memory a multiprocessor has; threads copy what the copy engine could."""
+"""Environments of the CUDA kernels: they start before the previous kernel ends; the driver decides
+on the shared memory of a multiprocessor; threads copy what the copy engine could."""
 
 
 class UnavailableError(Exception):
@@ -69,7 +69,7 @@ def accelerated(module: nn.Module, dtype: torch.dtype, backend: str) -> nn.Modul
     """`module` through `fassd_kernels.accelerate`.
 
     Raises:
-        UnavailableError: there is nothing to swap in it.
+        UnavailableError: no module in it can be replaced.
     """
     import fassd_kernels
 
@@ -83,17 +83,17 @@ def accelerated(module: nn.Module, dtype: torch.dtype, backend: str) -> nn.Modul
 
 @dataclass(frozen=True)
 class BuildContext:
-    """What every candidate is built from.
+    """Everything that candidates are built from.
 
     Attributes:
-        module: the reference, float32, in eval mode; builders leave it as it is.
-        device: where it is to run.
-        inputs: an input set, float32 on the device, of peers.
-        backend: of `fassd_kernels` that peers of ours use, as in `fassd.Segmenter`.
+        module: reference module, float32, in eval mode; builders do not change it.
+        device: device to run on.
+        inputs: input set of peers, float32 on the device.
+        backend: backend of `fassd_kernels` for our peers, as in `fassd.Segmenter`.
         compiler: backend of `torch.compile`.
-        needs: operators that a backend of ours must have before there is something to time.
-        fuse: a module on the device, a dtype and a backend's name to what ours is.
-        fold: a module to what PyTorch's best forms are made from.
+        needs: names of operators that our backend must have, or else there is nothing to time.
+        fuse: function from a module on the device, a dtype and a backend's name to our module.
+        fold: function from a module to the one that PyTorch's best forms are made from.
     """
 
     module: nn.Module
@@ -107,7 +107,7 @@ class BuildContext:
 
     @functools.cached_property
     def onnx(self) -> bytes:
-        """The network as an ONNX file at the inputs' shape, exported when first asked for."""
+        """The network as an ONNX file at the inputs' shape, exported on first use."""
         return onnx_runtimes.exported(self.module, self.inputs)
 
 
@@ -116,20 +116,20 @@ Build = Callable[[BuildContext, torch.dtype], Call]
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to compute something.
+    """One way of computing something.
 
     Attributes:
-        key: what options and results call it.
-        title: what tables call it.
-        build: makes the call, which takes an input set, in a dtype.
-        dtype: what a peer computes in; of `FORMS` the case says it.
-        channels_last: the layout of the inputs that it gets.
-        cudnn_benchmark: whether cuDNN may search for its fastest algorithm.
-        own_graph: whether a call replays a CUDA graph of its own, which no other can capture.
-        exported: whether it is built from `BuildContext.onnx`.
+        key: name in options and results.
+        title: name in tables.
+        build: function that makes the call, which takes an input set, in a dtype.
+        dtype: precision of a peer; for `FORMS` the case determines it.
+        channels_last: True if its inputs are in that layout.
+        cudnn_benchmark: True lets cuDNN search for its fastest algorithm.
+        own_graph: True if a call replays a CUDA graph of its own, which no other graph can capture.
+        exported: True if it is built from `BuildContext.onnx`.
         devices: types of the devices that it runs on.
-        by_name_on: of these, those on which it is measured only where `only` names it.
-        labels: whether it gives labels, which networks of this project alone do.
+        by_name_on: types of those devices on which it is measured only if `only` names it.
+        labels: True if it returns labels, which only networks of this project do.
     """
 
     key: str
@@ -145,15 +145,15 @@ class Candidate:
     labels: bool = False
 
     def bound(self, context: BuildContext) -> Callable[[], Outputs]:
-        """Build a peer: a call without arguments, on the context's inputs as it takes them."""
-        dtype = DTYPES.get(self.dtype, torch.float32)  # of AMP the weights
+        """Build a peer: a call without arguments, on the context's inputs in its layout."""
+        dtype = DTYPES.get(self.dtype, torch.float32)  # of the weights under AMP
         call = self.build(context, dtype)
         takes_float32 = self.exported or self.key == OURS
         inputs = context.inputs if takes_float32 else tuple(x.to(dtype) for x in context.inputs)
         return partial(call, *self.laid_out(inputs))
 
     def laid_out(self, inputs: Inputs) -> Inputs:
-        """An input set in its layout; pictures of bytes have one."""
+        """An input set in its layout; pictures of bytes have only one."""
         if not self.channels_last:
             return inputs
         return tuple(
@@ -162,7 +162,7 @@ class Candidate:
 
     @contextmanager
     def settings(self) -> Iterator[None]:
-        """Without gradients, and with `cudnn_benchmark` as asked for."""
+        """Settings to run in: without gradients, and with `cudnn_benchmark` as specified."""
         before = torch.backends.cudnn.benchmark
         torch.backends.cudnn.benchmark = self.cudnn_benchmark
         try:
@@ -180,13 +180,13 @@ def eager(context: BuildContext, dtype: torch.dtype) -> nn.Module:
 
 
 def channels_last(context: BuildContext, dtype: torch.dtype) -> nn.Module:
-    # `to` with a memory format takes parameters of four dimensions only; the others are left.
+    # `to` with a memory format only takes parameters of four dimensions; the others are left.
     # torch's stub of Module.to has no overload of memory_format alone
     return eager(context, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def folded(context: BuildContext, dtype: torch.dtype) -> nn.Module:
-    """In channels_last, without the batch norms behind convolutions."""
+    """In channels_last, without the batch norms after convolutions."""
     return channels_last(replace(context, module=context.fold(context.module)), dtype)
 
 
@@ -206,10 +206,10 @@ def compiled(
 ) -> Call:
     """`torch.compile` without freezing; in mode "max-autotune" also with CUDA graphs."""
     module = form(context, dtype)
-    # Networks of one class share their code, of which Dynamo compiles only a few versions.
+    # Networks of one class share their code, of which Dynamo only compiles a few versions.
     torch._dynamo.reset()
     backend = context.compiler
-    # Inductor alone has modes.
+    # Only Inductor has modes.
     mode = mode if backend == "inductor" else None
     return torch.compile(module, dynamic=False, backend=backend, mode=mode)
 
@@ -217,8 +217,8 @@ def compiled(
 def inductor(context: BuildContext, dtype: torch.dtype) -> Call:
     """`torch.compile` with the weights as constants: batch norms folded, convolutions packed.
 
-    Freezing asks for calls under `torch.no_grad`. Caches on disk are passed by, so that the first
-    call takes what it takes on a machine that has not seen the network.
+    Freezing requires calls under `torch.no_grad`. Caches on disk are bypassed, so that the first
+    call takes as long as on a machine that has not seen the network.
     """
     import torch._inductor.config as settings
 
@@ -232,7 +232,7 @@ def cudnn_relus(context: BuildContext, dtype: torch.dtype) -> nn.Module:
     """Folded, in channels_last, with `aten::cudnn_convolution_relu` wherever it applies.
 
     Raises:
-        UnavailableError: the device is not CUDA's, or it applies nowhere.
+        UnavailableError: the device is not CUDA's, or there is no such convolution.
     """
     if context.device.type != "cuda":
         raise UnavailableError("aten::cudnn_convolution_relu needs a CUDA device")
@@ -245,12 +245,12 @@ def cudnn_relus(context: BuildContext, dtype: torch.dtype) -> nn.Module:
 def exported(
     context: BuildContext, dtype: torch.dtype, start: Callable[[bytes, Any, Any], Call]
 ) -> Call:
-    """Another runtime, `start`ed on the network's ONNX file."""
+    """Another runtime, started by `start` on the network's ONNX file."""
     return start(context.onnx, context.device, dtype)
 
 
 def from_file(context: BuildContext, dtype: torch.dtype, file: str, runtime: str) -> Call:
-    """A file of `fassd export`, on what it takes: pictures or normalised batches."""
+    """A file of `fassd export`, called with its kind of input: pictures or normalised batches."""
     from fassd.export import ExportedNetwork
 
     network = ExportedNetwork(file, runtime, context.device)
@@ -264,7 +264,7 @@ def from_file(context: BuildContext, dtype: torch.dtype, file: str, runtime: str
 def ours(
     context: BuildContext, dtype: torch.dtype, output: Any = "logits", graph: bool = False
 ) -> Call:
-    """The network through `fassd_kernels` as its users call it; `graph`: as one CUDA graph."""
+    """The network through `fassd_kernels` as its users call it; with `graph` as one CUDA graph."""
     import fassd_kernels
 
     model = fassd_kernels.accelerate(
@@ -276,29 +276,30 @@ def ours(
 def fused(
     context: BuildContext, dtype: torch.dtype, backend: str, needed: str | None = None
 ) -> Call:
-    """The subject through a backend of ours, by name.
+    """The subject through one of our backends, by name.
 
     Args:
-        needed: the backend that must have the subject's operators; None for itself.
+        needed: name of the backend that must have the subject's operators; None for the backend
+            itself.
 
     Raises:
-        UnavailableError: the backend is not there, has not all operators that the subject needs,
-            or has nothing to swap in it.
+        UnavailableError: the backend is not available, lacks operators that the subject needs, or
+            cannot replace any module in it.
     """
     require_operators(needed or backend, context.needs, context.device)
     return context.fuse(copy.deepcopy(context.module).to(context.device), dtype, backend)
 
 
 def native(context: BuildContext, dtype: torch.dtype) -> Call:
-    """The subject through our compiled kernels of the device: C++ or CUDA."""
+    """The subject through our compiled kernels for the device: C++ or CUDA."""
     return fused(context, dtype, context.device.type)
 
 
 def switched(context: BuildContext, dtype: torch.dtype, group: str) -> Call:
-    """`native` in a process that was started for it.
+    """`native` in a process that was started with its environment.
 
     Raises:
-        UnavailableError: as `fused`, or the process was started without the environment.
+        UnavailableError: as in `fused`, or the process was started without the environment.
     """
     if SWITCHED[group].items() - os.environ.items():
         raise UnavailableError(f"this process was not started with {SWITCHED[group]}")
@@ -306,15 +307,15 @@ def switched(context: BuildContext, dtype: torch.dtype, group: str) -> Call:
 
 
 def chosen(context: BuildContext, dtype: torch.dtype) -> Call:
-    """The subject on the backend that the table of this GPU names for each of its calls."""
+    """The subject on the backend that this GPU's table names for each of its calls."""
     return fused(context, dtype, CHOSEN, context.device.type)
 
 
 def triton_graph(context: BuildContext, dtype: torch.dtype) -> Call:
-    """Triton's in a `fassd_kernels.GraphRunner`, which copies the input in and the output out.
+    """Triton's kernels in a `fassd_kernels.GraphRunner`, which copies the input in, the output out.
 
     Raises:
-        UnavailableError: as `fused`, or the device is not CUDA's.
+        UnavailableError: as in `fused`, or the device is not CUDA's.
     """
     import fassd_kernels
 
@@ -326,7 +327,7 @@ def triton_graph(context: BuildContext, dtype: torch.dtype) -> Call:
 
 
 def require_operators(backend_name: str, needs: frozenset[str], device: torch.device) -> None:
-    """See whether a backend of ours runs some operators on a device.
+    """Check that one of our backends runs some operators on a device.
 
     Raises:
         UnavailableError: it does not; the message says why.
@@ -384,7 +385,7 @@ TITLES = {key: form.title for key, form in FORMS.items()}
 
 
 def form_named(name: str) -> Candidate:
-    """The row of `FORMS`, or what a backend of ours of that name does."""
+    """The row of `FORMS` of that name, or our backend of that name."""
     return FORMS.get(name) or _last(name, name, partial(fused, backend=name))
 
 
@@ -412,10 +413,10 @@ PEERS = (
 )
 # Plain PyTorch in bfloat16 is missing on purpose: see `fassd.bench.jobs.Job.paths`.
 HALVED = ("channels_last", "compile", "max_autotune", "tensorrt")
-"""Those that a GPU also runs in 16 bits, as ours does."""
+"""Peers that a GPU also runs in 16 bits, like ours."""
 
 KEYS = (*(peer.key for peer in PEERS), OURS)
-"""What `--only` takes."""
+"""Keys that `--only` takes."""
 
 
 def candidates(
@@ -427,13 +428,13 @@ def candidates(
     """The peers to measure, the reference first.
 
     Args:
-        dtypes: what `fassd_kernels` computes in; each with logits and with labels. On a GPU, plain
-            and compiled PyTorch and TensorRT, too.
-        only: keys to keep, of `KEYS`; None keeps what is worth its time on the device.
-        device: where they are to run.
+        dtypes: precisions of `fassd_kernels`, each with logits and with labels. On a GPU, also
+            those of plain and compiled PyTorch and TensorRT.
+        only: keys to keep, of `KEYS`; None keeps the peers that are worth measuring on the device.
+        device: device to run on.
 
     Raises:
-        ValueError: a key that is not in `KEYS`, or that does not run on the device.
+        ValueError: a key is not in `KEYS`, or does not run on the device.
     """
     kind = torch.device(device).type
     every = [c for c in _table(dtypes, kind) if kind in c.devices]
@@ -459,7 +460,7 @@ def _table(dtypes: Sequence[str], kind: str) -> list[Candidate]:
             found += [
                 replace(peer, title=f"{peer.title} {dtype}", dtype=dtype)
                 for peer in PEERS
-                # TensorRT's builder has a flag for float16; bfloat16 it takes from typed networks.
+                # TensorRT's builder has a flag for float16; for bfloat16 it needs typed networks.
                 if peer.key in HALVED and (peer.key, dtype) != ("tensorrt", "bfloat16")
             ]
     for dtype in dict.fromkeys(dtypes):

@@ -56,12 +56,12 @@ GROUPS = {
     "compile": (EAGER, COMPILE),
     "max-autotune": (EAGER, MAX_AUTOTUNE),
 }
-"""Candidates that are timed together, interleaved; eager is in each, for the ratio."""
+"""Candidates that are timed together, interleaved; eager is in each group, for the ratio."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Where and how cases are measured."""
+    """Device and settings for measuring cases."""
 
     device: torch.device
     sampling: Sampling
@@ -69,7 +69,7 @@ class Bench:
 
     @property
     def cache_bytes(self) -> int:
-        """L2 of the GPU; nothing for the CPU, where a report is only rehearsed."""
+        """L2 bytes of the GPU; 0 for the CPU, where a report is only rehearsed."""
         if self.device.type != "cuda":
             return 0
         return torch.cuda.get_device_properties(self.device).L2_cache_size
@@ -82,16 +82,16 @@ def measure_case(case: Case, group: str, bench: Bench) -> dict[str, Any]:
     """Check and time the candidates of `group` (a key of `GROUPS`) on `case`.
 
     Returns:
-        A record: the case, bytes and operations of the floor, and one record per candidate, in
-        which ``status`` is ``done``, ``unavailable`` or ``failed``; ``reason`` says why. Where
-        there is nothing to compare with eager, nothing is timed.
+        A record: the case, bytes and operations of the floor, and one record per candidate, whose
+        ``status`` is ``done``, ``unavailable`` or ``failed``, with the ``reason``. Without a
+        candidate to compare with eager, nothing is timed.
     """
     subject = subject_of(case, bench.device, bench.compiler)
     # A `GraphRunner` takes modules, not operators.
     names = [n for n in GROUPS[group] if not (case.part == "operators" and n == TRITON_GRAPH)]
     candidates, records = build_candidates(names, subject)
     measured: dict[str, Any] = {}
-    if set(candidates) - {EAGER}:  # eager alone is what the group `library` measures
+    if set(candidates) - {EAGER}:  # the group `library` only measures eager
         measured = measure_candidates(candidates, records, subject, bench)
     return {
         **vars(case),
@@ -106,7 +106,7 @@ def measure_case(case: Case, group: str, bench: Bench) -> dict[str, Any]:
 def build_candidates(
     names: Sequence[str], subject: Subject
 ) -> tuple[dict[str, BuiltCandidate], Records]:
-    """The candidates that there are, and a record for each name."""
+    """The available candidates, and a record for each name."""
     candidates: dict[str, BuiltCandidate] = {}
     records: Records = {}
     for name in names:
@@ -123,11 +123,11 @@ def build_candidates(
 def measure_candidates(
     candidates: dict[str, BuiltCandidate], records: Records, subject: Subject, bench: Bench
 ) -> dict[str, Any]:
-    """Fill `records`; all candidates in turns if memory allows, else one after another."""
+    """Fill `records`; all candidates in turns if memory allows, otherwise one after another."""
     try:
         return {**measure_together(candidates, records, subject, bench), "interleaved": True}
     except torch.OutOfMemoryError:
-        pass  # what the traceback holds is free only after this block
+        pass  # the traceback's objects are only free after this block
     work: dict[str, int] = {}
     for name, candidate in candidates.items():
         gc.collect()
@@ -142,7 +142,7 @@ def measure_candidates(
 def measure_together(
     candidates: dict[str, BuiltCandidate], records: Records, subject: Subject, bench: Bench
 ) -> dict[str, int]:
-    """Check and time candidates, all in memory at once and interleaved; gives `Trial.work`."""
+    """Check and time candidates, all in memory at the same time; returns `Trial.work`."""
     trial = trial_of(subject, bench.cache_bytes)
     limit = subject.tolerance(trial.expected[0])
     prepared: dict[str, tuple[Run, Run]] = {}
@@ -152,7 +152,7 @@ def measure_together(
             if name == TRITON:
                 inputs = candidate.form.laid_out(trial.sets[0])
                 launches = launches_of(partial(candidate.call, *inputs))
-                # For the floor of each.
+                # Needed for the floor of each.
                 records[name]["launches"] = {
                     "bytes": [launch.work.bytes for launch in launches],
                     "operations": [launch.work.operations for launch in launches],
@@ -174,13 +174,13 @@ def measure_together(
 
 @dataclass(frozen=True)
 class Trial:
-    """A subject ready for its candidates.
+    """A subject prepared for its candidates.
 
     Attributes:
-        sets: what candidates are called on in turns.
-        expected: what the reference gives for the first and the last.
-        work: ``activation_bytes`` and ``weight_bytes`` that a call moves at the least, and its
-            ``operations``, two to a multiply-accumulate.
+        sets: input sets that candidates are called on in turns.
+        expected: outputs of the reference for the first and the last set.
+        work: ``activation_bytes`` and ``weight_bytes`` that a call moves at least, and its
+            ``operations``, two per multiply-accumulate.
     """
 
     subject: Subject
@@ -193,7 +193,7 @@ def trial_of(subject: Subject, cache_bytes: int | None) -> Trial:
     """Input sets, and the reference's outputs.
 
     Args:
-        cache_bytes: of the cache that the sets together exceed; None for a single set.
+        cache_bytes: size of the cache that the sets together exceed; None for a single set.
     """
     item = subject.case.torch_dtype.itemsize
     inputs = subject.inputs(0)
@@ -216,14 +216,14 @@ def trial_of(subject: Subject, cache_bytes: int | None) -> Trial:
 def check(
     candidate: BuiltCandidate, trial: Trial, limit: float, record: dict[str, Any]
 ) -> tuple[Run, Run]:
-    """The candidate as a graph (where it can be captured) and as plain calls, warmed up.
+    """The candidate as a graph (if it can be captured) and as plain calls, warmed up.
 
-    Adds to `record` what `fassd.evaluation.agreement.compare` does, and ``first_call_s``.
+    It adds the results of `fassd.evaluation.agreement.compare`, and ``first_call_s``, to `record`.
     """
     form = candidate.form
     sets = [form.laid_out(inputs) for inputs in trial.sets]
     with form.settings(), warnings.catch_warnings():
-        # A candidate that runs without the graph that it is measured for has failed.
+        # A candidate that runs without the graph to be measured has failed.
         warnings.filterwarnings("error", "GraphRunner: ", RuntimeWarning)
         record["first_call_s"] = round(warm_up(candidate.call, sets), 3)
         if form.own_graph:
@@ -249,7 +249,7 @@ def within(form: Candidate, run: Run) -> Run:
 
 
 def free_memory() -> None:
-    """Drop compiled code and cached device memory of the case before."""
+    """Free compiled code and cached device memory of the previous case."""
     torch._dynamo.reset()
     gc.collect()
     if torch.cuda.is_available():

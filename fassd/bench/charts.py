@@ -45,13 +45,13 @@ def draw(path: Path, report: Report | LayerReport | LaunchReport) -> None:
 
 
 def speedup_figure(content: Mapping[str, Any]) -> Any:
-    """How many times faster than plain PyTorch in NCHW each candidate of a `Report` of peers is.
+    """The speed-up of each candidate of a peers `Report` over plain PyTorch in NCHW.
 
     One row of groups of bars for each size and batch, a group for each network. Candidates that
-    disagree, or were not timed beside plain PyTorch, have no bar.
+    disagree, or were not timed together with plain PyTorch, have no bar.
 
     Args:
-        content: what `Report.to_json` gives.
+        content: result of `Report.to_json`.
     """
     source = ResultsFile("", "comparisons", content)
     places: dict[str, list[Figure]] = {}
@@ -80,7 +80,7 @@ def speedup_figure(content: Mapping[str, Any]) -> Any:
 
 
 def launch_figure(report: LaunchReport) -> Any:
-    """The predicted time of a GPU's launches, their floor, and the time where it was measured."""
+    """The predicted time of a GPU's launches, their floor, and the measured time if available."""
     prediction = report.prediction
     groups = prediction.groups()
     times = {

@@ -1,14 +1,14 @@
-"""What `fassd bench compare` runs: a measured job once more, and whether its speed-ups changed.
+"""`fassd bench compare`: a measured job is run again to see if its speed-ups have changed.
 
-A call's time depends on what else the machine does; the quotient of two paths that took turns much
-less. In round i every path was called once, so that the reference's seconds over a path's, of that
-round, are free of what slowed both. Two runs are compared by the medians of these ratios, never by
-times.
+A call's time depends on the load of the machine; the quotient of two paths that took turns depends
+on it much less. In round i every path was called once, so the ratio of the reference's seconds to a
+path's, within that round, is free of influences that slowed both. Two runs are compared by the
+medians of these ratios, never by times.
 
-How far such a comparison can be trusted is estimated by the bootstrap (Efron and Tibshirani, An
-Introduction to the Bootstrap, 1993, section 13.3, percentile interval): the rounds of both runs
-are drawn anew, with replacement, and again. What differs from process to process but not from
-round to round, such as where arrays lie in memory, it cannot see; a tolerance allows for that.
+The reliability of such a comparison is estimated by the bootstrap (Efron and Tibshirani, An
+Introduction to the Bootstrap, 1993, section 13.3, percentile interval): the rounds of both runs are
+repeatedly drawn anew, with replacement. This does not capture differences between processes that
+are the same in all rounds, such as addresses of arrays; a tolerance allows for those.
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ __all__ = [
 ]
 
 TOLERANCE = 3.0
-"""Per cent of a speed-up that may be lost or won without being worth a word."""
+"""Per cent by which a speed-up may change without being reported."""
 
 LEVEL = 95.0
-"""Per cent of the resampled changes that lie inside the interval."""
+"""Per cent of the resampled changes inside the interval."""
 
 RESAMPLES = 10_000
-"""How often the rounds are drawn anew."""
+"""Number of times that the rounds are drawn anew."""
 
 FEWEST_ROUNDS = 5
-"""Of fewer rounds than these, resampling tells next to nothing: four give 35 distinct samples."""
+"""Minimum number of rounds for resampling: four give only 35 distinct samples."""
 
 Verdict = Literal[
     "faster", "slower", "no change seen", "too few rounds", "disagrees", "disagreed", "missing"
@@ -82,12 +82,12 @@ class Change:
 
 
 def change(then: Ratios, now: Ratios, *, resamples: int = RESAMPLES, seed: int = 0) -> Change:
-    """How a speed-up changed.
+    """Compute the change of a speed-up.
 
     Args:
-        then, now: (n,) and (m,), the paired ratio of each round.
-        resamples: how often both are drawn anew.
-        seed: of these draws.
+        then, now: paired ratios of each round, (n,) and (m,).
+        resamples: number of times that both are drawn anew.
+        seed: seed of these draws.
 
     Returns:
         The quotient of the medians, with the percentile interval of `LEVEL`.
@@ -102,11 +102,11 @@ def change(then: Ratios, now: Ratios, *, resamples: int = RESAMPLES, seed: int =
 
 
 def judge(found: Change, rounds: int, tolerance: float = TOLERANCE) -> Verdict:
-    """What a change amounts to: it counts if the whole interval lies beyond the tolerance.
+    """The verdict on a change: it counts if the whole interval is beyond the tolerance.
 
     Args:
-        rounds: the smaller number of rounds of the two runs.
-        tolerance: in per cent.
+        rounds: smaller number of rounds of the two runs.
+        tolerance: tolerance in per cent.
     """
     if rounds < FEWEST_ROUNDS:
         return "too few rounds"
@@ -121,7 +121,7 @@ def judge(found: Change, rounds: int, tolerance: float = TOLERANCE) -> Verdict:
 
 
 def ratios_of(reference: Result, path: Result) -> Ratios:
-    """(n,): how many times faster than the reference a path was, in each round."""
+    """(n,): speed-up of a path over the reference in each round."""
     return np.array(reference.seconds) / np.array(path.seconds)
 
 
@@ -133,11 +133,11 @@ class Baseline:
     results: Results
 
     def jobs(self, repeats: int | None = None, threads: int | None = None) -> list[Job]:
-        """The jobs to measure once more, without memory.
+        """The jobs to measure again, without memory.
 
         Args:
-            repeats: measured rounds; None takes the file's.
-            threads: of PyTorch on the CPU; None does as the file's job did.
+            repeats: number of measured rounds; None takes the file's.
+            threads: number of PyTorch's CPU threads; None takes the number in the file.
 
         Raises:
             ValueError: the file was measured with another number of threads.
@@ -155,12 +155,12 @@ class Baseline:
 
 
 def read_baseline(file: Path) -> Baseline:
-    """Read what `fassd bench run --json` or `fassd bench peers --json` wrote.
+    """Read a file written by `fassd bench run --json` or `fassd bench peers --json`.
 
     Raises:
-        ValueError: it is no such file, or holds a path that is not known here; names the file,
-            what is in it, and what is accepted.
-        OSError: it cannot be read.
+        ValueError: it is not such a file, or contains a path that is unknown here; the message
+            names the file, what is in it, and what is accepted.
+        OSError: the file cannot be read.
     """
     results = Results.read(file)
     try:
@@ -180,10 +180,10 @@ def read_baseline(file: Path) -> Baseline:
 
 
 def _reference_of(measured: JobResults) -> Result:
-    """What the job's paths are compared with.
+    """The result that the job's paths are compared with.
 
     Raises:
-        ValueError: it is not there.
+        ValueError: it is missing.
     """
     if measured.reference is None:
         has = ", ".join(map(shown, measured.by_name)) or "nothing"
@@ -202,16 +202,16 @@ def run_compare(
     step: Callable[[str], object] = lambda _: None,
     tick: Callable[[], object] = lambda: None,
 ) -> CompareReport:
-    """Measure the jobs of `baseline` once more and compare the speed-ups.
+    """Measure the jobs of `baseline` again and compare the speed-ups.
 
     Args:
-        jobs: `baseline.jobs()`.
-        tolerance: per cent of a speed-up that is not worth an alarm.
-        step, tick: as `fassd.bench.run.run` takes them.
+        jobs: result of `baseline.jobs()`.
+        tolerance: per cent by which a speed-up may fall without an alarm.
+        step, tick: progress functions, as in `fassd.bench.run.run`.
 
     Raises:
-        ValueError: `tolerance` is not from 0 to below 100; the device of the file is not here.
-        RuntimeError: a backend that cannot be used here, or the reference cannot.
+        ValueError: `tolerance` is not from 0 to below 100; or this machine lacks the file's device.
+        RuntimeError: a backend, or the reference, cannot be used on this machine.
     """
     if not 0 <= tolerance < 100:
         raise ValueError(f"tolerance must be from 0 to below 100 per cent, got {tolerance:g}")
@@ -229,11 +229,11 @@ def run_compare(
 
 
 def _changes(then: JobResults, now: JobResults, tolerance: float) -> Iterator[PathChange]:
-    """Each path of one job, in the order of the file."""
+    """The change of each path of one job, in the order of the file."""
     before = _reference_of(then)
     try:
         after = _reference_of(now)
-    except ValueError as error:  # without its reference a run says nothing
+    except ValueError as error:  # without its reference a run is useless
         raise RuntimeError("; ".join([str(error), *now.notes])) from error
     for name, path in then.by_name.items():
         if path is before:
@@ -253,7 +253,7 @@ def _changes(then: JobResults, now: JobResults, tolerance: float) -> Iterator[Pa
 
 @dataclass(frozen=True)
 class Speedup:
-    """Median of a path's ratios, half the distance of their quartiles, and how many there are."""
+    """Median of a path's ratios, half their interquartile range, and their number."""
 
     median: float
     spread: float
@@ -269,12 +269,12 @@ class Speedup:
 
 @dataclass(frozen=True)
 class PathChange:
-    """One path, then and now.
+    """One path in the old and the new run.
 
     Attributes:
-        then, now: speed-up over the reference; None where the outputs disagree or none was made.
-        change: None where one of these is.
-        verdict: "disagrees" and "missing" are of now, "disagreed" is of then.
+        then, now: speed-ups over the reference; None if the outputs disagree or are missing.
+        change: change of the speed-up; None if one of them is missing.
+        verdict: verdict; "disagrees" and "missing" refer to now, "disagreed" to then.
     """
 
     path: str
@@ -299,7 +299,7 @@ def _speedup(speedup: Speedup | None) -> str:
 
 
 def _interval(row: PathChange) -> str:
-    # Of too few rounds an interval would promise what it cannot keep.
+    # An interval from too few rounds would promise too much.
     if row.change is None or row.verdict == "too few rounds":
         return "-"
     return f"{row.change.low:.3f} to {row.change.high:.3f}"
@@ -322,13 +322,13 @@ COLUMNS: tuple[Column[PathChange], ...] = (
 
 @dataclass(frozen=True)
 class CompareReport(BenchReport):
-    """Every path's change.
+    """The changes of all paths.
 
     Attributes:
-        baseline: what was compared with.
-        results: what the new run gave.
-        changes: for each of the baseline's jobs, its paths in the order of the file.
-        tolerance: in per cent.
+        baseline: file that was compared with.
+        results: results of the new run.
+        changes: changes for each of the baseline's jobs, with its paths in the order of the file.
+        tolerance: tolerance in per cent.
     """
 
     baseline: Baseline
@@ -338,17 +338,17 @@ class CompareReport(BenchReport):
 
     @property
     def jobs(self) -> list[tuple[JobResults, tuple[PathChange, ...]]]:
-        """Each job, measured anew, and its paths."""
+        """Each job, measured again, and its paths."""
         return list(zip(self.results.comparisons, self.changes, strict=True))
 
     @property
     def ok(self) -> bool:
-        """Whether no path is slower, disagrees with the reference, or is missing."""
+        """True if no path is slower, disagrees with the reference, or is missing."""
         return not any(row.is_alarm for rows in self.changes for row in rows)
 
     @property
     def warnings(self) -> list[str]:
-        """What differs between the machines, if anything does: one sentence, or none."""
+        """One sentence on differences between the machines, or none."""
         there, here = (
             _facts(results.environment, results.peers)
             for results in (self.baseline.results, self.results)
@@ -363,7 +363,7 @@ class CompareReport(BenchReport):
         return [f"{'; '.join(different)}: a ratio of one machine or version says little of another"]
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, ready for `json.dump`; ratios have no unit, `measured` is in seconds."""
+        """All figures, ready for `json.dump`; ratios have no unit, `measured` is in seconds."""
         return {
             "against": {
                 "file": str(self.baseline.file),

@@ -1,4 +1,4 @@
-"""Networks as their fastest form in plain PyTorch asks for: weights, and layers that are one."""
+"""Networks in the fastest form of plain PyTorch: folded weights and merged layers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
     """Give `module` seeded weights that keep the variance of activations; set it to evaluation.
 
-    Batch-norm statistics and PReLU slopes are random, too, so that a mistake in folding shows.
+    Batch-norm statistics and PReLU slopes are random, too, so that errors in folding show.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -41,8 +41,8 @@ def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
 def fold_batch_norms(module: nn.Module) -> fx.GraphModule:
     """A copy of `module` whose batch norms are folded into the convolutions before them.
 
-    Folding is done in float64, the result is float32. Batch norms that stand before a convolution's
-    padding (MDA's first and last) cannot be folded and stay.
+    Folding is done in float64, the result is float32. Batch norms before a convolution's padding
+    (MDA's first and last) cannot be folded and stay.
     """
     from torch.fx.experimental.optimization import fuse  # warns when imported
 
@@ -52,7 +52,7 @@ def fold_batch_norms(module: nn.Module) -> fx.GraphModule:
 
 
 class CudnnConvReLU(nn.Module):
-    """A convolution and the ReLU behind it as one call of cuDNN.
+    """A convolution and the ReLU after it as one call of cuDNN.
 
     Shape: (N, in_channels, H, W) to the convolution's.
     """
@@ -69,7 +69,7 @@ class CudnnConvReLU(nn.Module):
 
 
 def with_cudnn_relus(folded: fx.GraphModule) -> fx.GraphModule:
-    """`folded`, changed in place, with every convolution that goes straight into a ReLU as one."""
+    """`folded`, changed in place: convolutions that go directly into a ReLU are merged with it."""
     for node in folded.graph.nodes:
         if node.target is not F.relu and not isinstance(layer_of(folded, node), nn.ReLU):
             continue

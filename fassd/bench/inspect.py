@@ -1,4 +1,4 @@
-"""``python -m fassd.bench.inspect``: kernels compiled and taken apart, without a GPU.
+"""``python -m fassd.bench.inspect``: kernels compiled and analysed, without a GPU.
 
 For each launch of a network on a GPU of your choice: tile, registers, spills, shared memory,
 tensor-core instructions, width of the loads, and by the time model the floor and the prediction.
@@ -31,7 +31,7 @@ from fassd_kernels.triton.device import Device, device_named
 
 @dataclass(frozen=True)
 class LaunchRow:
-    """One line of the report: launches that are one binary on equal shapes."""
+    """One row of the report: launches of one binary on equal shapes."""
 
     label: str
     count: int
@@ -48,7 +48,7 @@ class LaunchRow:
 def rows_of(
     launches: Sequence[TritonLaunch], device: Device, compiled: dict[str, Resources]
 ) -> list[LaunchRow]:
-    """Lines of the report, equal launches together, in the order in which they come."""
+    """Rows of the report; equal launches are grouped, in the order of their first ones."""
     groups: dict[Any, list[TritonLaunch]] = {}
     for launch in launches:
         problem = launch.launch.problem
@@ -77,7 +77,7 @@ def rows_of(
 
 
 def faults(rows: Sequence[LaunchRow], device: Device) -> list[str]:
-    """What would be wrong with a binary: spills, or more shared memory than a block can have."""
+    """Faults of a binary: spills, or more shared memory than a block can have."""
     found = []
     for row in rows:
         if row.resources and row.resources.spills:
@@ -124,7 +124,7 @@ TAKEN: dict[str, Callable[[Resources], str]] = {
     "16 B loads": lambda found: str(found.wide_loads),
     "others": lambda found: str(found.narrow_loads),
 }
-"""What a compiled kernel takes, by column."""
+"""Resources of a compiled kernel, by column."""
 
 
 def print_training(model: str, height: int, width: int, device: Device) -> None:
@@ -151,7 +151,7 @@ def main(
     ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the rows here")] = None,
 ) -> None:
-    """What a network launches on a GPU, compiled and taken apart; no GPU is needed."""
+    """Launches of a network on a GPU, compiled and analysed; no GPU is needed."""
     if availability.triton_missing():
         raise typer.BadParameter(availability.triton_missing())
     if availability.INTERPRETED:

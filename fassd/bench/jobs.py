@@ -1,4 +1,4 @@
-"""What is measured: a network at a size, on a generated street scene."""
+"""The jobs to measure: a network at a size, on a generated street scene."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ __all__ = [
 ROUNDING_NOTE = "a random network amplifies rounding: judge 16 bits by trained weights"
 
 LARGEST = 1 << 16
-"""Of a side, pictures, rounds, threads: more than any file of results may ask for."""
+"""Maximum side, pictures, rounds and threads that a file of results may request."""
 
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
 Side = Annotated[int, Field(ge=1, le=LARGEST)]
@@ -53,26 +53,26 @@ Side = Annotated[int, Field(ge=1, le=LARGEST)]
 
 @dataclass(frozen=True)
 class Job:
-    """What to measure.
+    """A network to measure, and the way to measure it.
 
     Attributes:
-        model, weights, classes, alpha: as `fassd.create_model`; without weights the network gets
+        model, weights, classes, alpha: network, as in `fassd.create_model`; without weights it gets
             random ones (seed 0) whose batch norms are calibrated on the picture, see `calibrate`,
-            unless there is a file to compare with. The model may also be a network of others, see
+            unless there is a file to compare with. The model may also be from another project, see
             `fassd.bench.others`, as its factory makes it.
         size: (height, width) of the input, a generated street scene.
-        batch: pictures per call.
-        seed: of the first scene; the others of the batch follow it.
-        backend: of the accelerated path, as in `fassd.Segmenter`.
-        dtype: "float32", "float16" or "bfloat16", what all paths but the reference compute in.
-        device: "cpu", "cuda", "cuda:1", ...
-        compile: also time `torch.compile`.
-        threads: CPU threads of PyTorch; None leaves its own choice.
-        repeats, warmup: rounds, as in `fassd.bench.stopwatch.compare`.
-        memory: also measure peak memory, in a process per path on the CPU.
-        exported: a file of `fassd export`, made from this network, to measure beside it. It is
-            called with what it takes, pictures or normalised batches, by every runtime that is
-            here, or by the one that `backend` names.
+        batch: number of pictures per call.
+        seed: seed of the first scene; those of the others follow it.
+        backend: backend of the accelerated path, as in `fassd.Segmenter`.
+        dtype: precision of all paths except the reference: "float32", "float16" or "bfloat16".
+        device: device to run on: "cpu", "cuda", "cuda:1", ...
+        compile: True also times `torch.compile`.
+        threads: number of PyTorch's CPU threads; None leaves its own choice.
+        repeats, warmup: numbers of rounds, as in `fassd.bench.stopwatch.compare`.
+        memory: True also measures peak memory, in one process per path on the CPU.
+        exported: path of a file of `fassd export`, made from this network, to measure as well. It
+            is called with its kind of input, pictures or normalised batches, by every runtime that
+            is installed, or by the one that `backend` names.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -95,15 +95,16 @@ class Job:
     exported: str | None = None
 
     def paths(self) -> dict[str, Candidate]:
-        """Every way of `fassd bench run` to run the network, by title, the reference first.
+        """All ways of `fassd bench run` to run the network, by title, the reference first.
 
         Raises:
-            ValueError: an unknown dtype.
+            ValueError: the dtype is unknown.
         """
         torch_dtype(self.dtype)
         paths = [Candidate(EAGER, PATHS_REFERENCE, eager)]
-        # On a CPU without 16-bit arithmetic plain PyTorch takes 20 times float32's time in
-        # bfloat16 (63 s a frame on a Zen 3): nobody's alternative, so not a peer there.
+        # On a CPU without 16-bit arithmetic plain PyTorch in bfloat16 takes 20 times as long as in
+        # float32 (63 s per frame on a Zen 3): it is not a real alternative, so it is not a peer
+        # there.
         if self.dtype != "float32" and torch.device(self.device).type != "cpu":
             paths.append(Candidate(EAGER, f"PyTorch {self.dtype}", eager, self.dtype))
         if self.compile:
@@ -119,7 +120,7 @@ class Job:
         return {path.title: path for path in paths}
 
     def runtimes(self) -> list[str]:
-        """What `exported` is run by."""
+        """Runtimes that run `exported`."""
         if self.exported is None:
             return []
         from fassd.export.runtimes import RUNTIMES, is_installed
@@ -131,12 +132,12 @@ class Job:
 
     @property
     def accelerated_backend(self) -> str:
-        """`backend`, where that does not name a runtime of the file."""
+        """`backend`, unless that names a runtime of the file."""
         return "auto" if self.backend in self.runtimes() else self.backend
 
 
 def weights_note(job: Job) -> list[str]:
-    """What the labels are worth, where that is less than one may expect: one sentence, or none."""
+    """A sentence on the quality of the labels, if it is less than expected, or none."""
     if job.weights is None and not is_other(job.model):
         return ["random weights: labels are meaningless until trained weights are given"]
     trained_on = {"streets": "photographs and generated streets", "synthetic": "generated streets"}
@@ -147,7 +148,7 @@ def weights_note(job: Job) -> list[str]:
 
 
 def render_batch(job: Job) -> tuple[list[npt.NDArray[np.uint8]], torch.Tensor]:
-    """The job's pictures, (H, W, 3) uint8 RGB each, and the network's input made of them.
+    """The job's pictures, (H, W, 3) uint8 RGB each, and the network's input made from them.
 
     The input is (N, 3, H, W) float32, contiguous, on the job's device.
     """
@@ -161,7 +162,7 @@ def network_of(job: Job) -> nn.Module:
     """The job's plain network, in eval mode, on the CPU; without weights random ones of seed 0.
 
     Raises:
-        ValueError: an unknown network, or unsuitable weights.
+        ValueError: the network is unknown, or the weights are unsuitable.
         ImportError: a package is missing.
     """
     torch.manual_seed(0)
@@ -173,30 +174,30 @@ def network_of(job: Job) -> nn.Module:
 def build_model(job: Job, batch: torch.Tensor) -> nn.Module:
     """The reference network of the job, in float32 and eval mode, on the job's device.
 
-    An encoder that is built for it has its branches merged, as where networks are deployed.
+    An encoder whose branches can be merged has them merged, as in deployment.
     """
     model = network_of(job).to(job.device)
-    # What a file was made from was not calibrated. Of others, 50 calibrated layers can amplify
-    # rounding: DeepLabV3's float32 differs from its float64 by 6e-5, not 1e-6.
+    # The source of a file was not calibrated. In other projects' networks, 50 calibrated layers can
+    # amplify rounding: DeepLabV3's float32 differs from its float64 by 6e-5, not 1e-6.
     random = job.weights is None and job.exported is None and not is_other(job.model)
     return reparameterize(calibrate(model, batch) if random else model)
 
 
 @torch.no_grad()
 def calibrate(model: nn.Module, batch: torch.Tensor) -> nn.Module:
-    """Give every batch norm the statistics of `batch`, in place; returns the model in eval mode.
+    """Set every batch norm to the statistics of `batch`, in place; return the model in eval mode.
 
-    A single picture is joined by its mirror image.
+    A single picture is used together with its mirror image.
 
     A freshly initialised network paints one flat colour, and two flat colours agree too easily to
-    prove anything. With its activations normalised, its labels vary with what the picture shows.
+    prove anything. With normalised activations, its labels vary with the content of the picture.
     """
     norms = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # cumulative average: after one batch, just its statistics
-    # Of a single small picture the coarsest map is one pixel, which has no statistics.
+        norm.momentum = None  # cumulative average: after one batch, its statistics
+    # The coarsest map of a single small picture is one pixel, which has no statistics.
     model.train()(torch.cat([batch, batch.flip(3)]) if len(batch) == 1 else batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -1,4 +1,4 @@
-"""What `fassd bench launches` runs: every launch of a network, by the time model."""
+"""`fassd bench launches`: every launch of a network, by the time model."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 __all__ = ["LaunchReport", "run_launches"]
 
-WIDE = 240  # characters, that all columns need
-WIDE_ONLY = (  # columns
+WIDE = 240  # characters needed by all columns
+WIDE_ONLY = (  # columns that are only shown then
     *("tile", "taps", "blocks", "KB", "cache\nMB", "GFLOP", "memory\nus", "arithmetic\nus"),
     *("copy\nM", "product\nM", "epilogue\nM"),
 )
 
-# Title, what is summed, in which unit, and digits.
+# Title, attribute to sum, unit, and digits.
 SUMS: tuple[tuple[str, str, float, int], ...] = (
     ("MB", "bytes", 1e-6, 1),
     ("cache\nMB", "loaded", 1e-6, 0),
@@ -54,7 +54,7 @@ LEGEND = (
 
 
 def columns_of(prediction: Prediction) -> Iterator[Column[LaunchGroup]]:
-    """The columns of a table of launches, equal ones together."""
+    """The columns of a table of launches, with equal ones grouped."""
 
     def short(tile: str) -> str:
         return tile.replace(" stages", " st").replace(" stage", " st")
@@ -94,9 +94,9 @@ def columns_of(prediction: Prediction) -> Iterator[Column[LaunchGroup]]:
 
 @dataclass(frozen=True)
 class LaunchReport(BenchReport):
-    """All launches of one network, predicted and, where its GPU is there, measured.
+    """All launches of one network, predicted and, if its GPU is available, measured.
 
-    `note` says why nothing was measured, and is empty where it was.
+    `note` is the reason why nothing was measured, and is empty if it was.
     """
 
     job: Job
@@ -130,10 +130,10 @@ class LaunchReport(BenchReport):
 
 
 def with_counts(prediction: Prediction, counts: Path) -> Prediction:
-    """A prediction with the warp instructions of a file beside its own.
+    """A prediction combined with the warp instructions in a file.
 
     Raises:
-        ValueError: the file is not one of counted launches, or they are of other kernels.
+        ValueError: the file does not contain counted launches, or those of other kernels.
     """
     try:
         rows = [
@@ -165,18 +165,19 @@ def run_launches(
     step: Callable[[str], object] = lambda _: None,
     tick: Callable[[], object] = lambda: None,
 ) -> LaunchReport:
-    """Predict every launch of the accelerated network, labels out, and measure it where possible.
+    """Predict every launch of the accelerated network, labels out, and measure it if possible.
 
     Args:
-        job: what to predict; its `weights`, `device`, `compile` and `memory` say nothing here.
-        gpu: name of a GPU, or a part of it; it is measured if it is this machine's.
-        counts: a file of what launches of this network were seen to execute.
-        step: called with a few words as each part begins.
-        tick: called once, when all is done.
+        job: job to predict; its `weights`, `device`, `compile` and `memory` are ignored.
+        gpu: name of a GPU, or a part of it; it is measured if this machine has it.
+        counts: file of counted instructions of this network's launches.
+        step: function called with a few words when each part begins.
+        tick: function called once, at the end.
 
     Raises:
         ImportError: Triton or the C++ extension is missing.
-        ValueError: an unknown GPU, model or dtype, a size too small; `counts` of other launches.
+        ValueError: the GPU, model or dtype is unknown, or the size too small;
+            or `counts` are of other launches.
     """
     from fassd.bench import timeline
     from fassd.bench.costs import cuda as predict
@@ -201,7 +202,7 @@ def run_launches(
             seen = timeline.time_network(prediction, job.repeats, job.classes, job.alpha)
             prediction = timeline.measured(prediction, seen)
         except (ValueError, RuntimeError) as error:
-            # What was predicted is worth showing all the same.
+            # The prediction is worth showing all the same.
             why = str(error)
     tick()
     return LaunchReport(job, prediction, why and f"not measured: {why}")

@@ -1,4 +1,4 @@
-"""What `fassd bench layers` runs: every fused call of a network, predicted and measured."""
+"""`fassd bench layers`: every fused call of a network, predicted and measured."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from fassd_kernels.tuning.calls import OperatorCall, around_operators
 __all__ = ["HEAD", "FusedCall", "Layer", "LayerReport", "run_layers", "trace"]
 
 HEAD = "head"
-"""What the network's own last operator, the upsampling with argmax, is listed as."""
+"""Name of the network's own last operator, the upsampling with argmax, in the list."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class FusedCall:
 
     Attributes:
         name: path of the module that makes it, or `HEAD`.
-        kind: what it computes, in a few words.
-        input_shapes: of its images, (N, C, H, W) each.
-        output_shape: of its result, (N, C, H, W), or (N, H, W) of labels.
-        work: what it has to do.
+        kind: operation in a few words.
+        input_shapes: shapes of its images, (N, C, H, W) each.
+        output_shape: shape of its result, (N, C, H, W), or (N, H, W) for labels.
+        work: work of the call.
     """
 
     name: str
@@ -57,14 +57,14 @@ class FusedCall:
 
 @dataclass(frozen=True)
 class Layer:
-    """A call, the seconds that it should take, and those that it took inside the network."""
+    """A call, its predicted seconds, and its measured seconds inside the network."""
 
     call: FusedCall
     prediction: RooflineTime
     timing: stopwatch.CallTimes
 
     def to_json(self) -> dict[str, Any]:
-        """Every figure of it, ready for `json.dump`; times in seconds."""
+        """All figures, ready for `json.dump`; times in seconds."""
         facts = ("name", "kind", "input_shapes", "output_shape")
         return {
             **{name: getattr(self.call, name) for name in facts},
@@ -81,7 +81,7 @@ class Layer:
 class LayerReport(BenchReport):
     """All calls of one network in order of execution.
 
-    `network` is the time of the whole forward, with what it does between the calls.
+    `network` is the time of the whole forward pass, including work between the calls.
     """
 
     job: Job
@@ -119,7 +119,7 @@ class LayerReport(BenchReport):
 
 
 def _sides(shape: tuple[int, ...]) -> str:
-    """A shape without the batch, which the heading tells."""
+    """A shape without the batch, which the heading states."""
     return "x".join(map(str, shape[1:]))
 
 
@@ -131,7 +131,7 @@ def _inputs(layer: Layer) -> str:
 def _total_column(
     name: str, figure: Callable[[Sequence[Layer]], str], layers: Sequence[Layer]
 ) -> Column[Layer]:
-    """A column of a figure of one layer, and of all layers."""
+    """A column of a figure for one layer, and for all layers."""
     return Column(name, lambda layer: figure([layer]), figure(layers))
 
 
@@ -144,7 +144,7 @@ def _measured(layers: Sequence[Layer]) -> float:
 
 
 def _of_time(figure: float, layers: Sequence[Layer]) -> str:
-    """A figure over the time measured, of layers that multiply."""
+    """A figure over the measured time, for layers that multiply."""
     return f"{figure / _measured(layers):.0f}" if _macs(layers) else "-"
 
 
@@ -155,7 +155,7 @@ FIGURES: Mapping[str, Callable[[Sequence[Layer]], str]] = {
     "GFLOP/s": lambda layers: _of_time(2e-9 * _macs(layers), layers),
     "floor\n%": lambda layers: _of_time(100 * sum(x.prediction.arithmetic for x in layers), layers),
 }
-"""Columns of figures: the sum over some layers."""
+"""Columns of figures: sums over some layers."""
 
 
 # ------------------------------------------------------------------------------------- measurement
@@ -170,13 +170,14 @@ def run_layers(
     """Predict and measure every call of the accelerated network, labels out, on the CPU.
 
     Args:
-        job: what to run; its `compile` and `memory` say nothing here.
-        step: called with a few words as each part begins.
-        tick: called after each of the `warmup + repeats` forwards.
+        job: job to run; its `compile` and `memory` are ignored.
+        step: function called with a few words when each part begins.
+        tick: function called after each of the `warmup + repeats` forward passes.
 
     Raises:
-        ValueError: an unknown model or dtype, unsuitable weights, a size too small.
-        RuntimeError: a backend that cannot be used here.
+        ValueError: the model or dtype is unknown, the weights are unsuitable, or the size is too
+            small.
+        RuntimeError: a backend cannot be used on this machine.
     """
     import fassd_kernels
 
@@ -204,7 +205,7 @@ def run_layers(
 
 
 def time_calls(model: nn.Module, picture: Tensor) -> list[float]:
-    """Seconds of one forward as a whole, then of each of its calls in order."""
+    """Seconds of a whole forward pass, followed by those of each of its calls in order."""
     seconds = []
 
     def time_call(_: str, call: partial[Tensor]) -> Tensor:
@@ -218,14 +219,14 @@ def time_calls(model: nn.Module, picture: Tensor) -> list[float]:
 
 
 def trace(model: nn.Module, picture: Tensor) -> list[FusedCall]:
-    """What the calls of one forward are.
+    """Describe the calls of one forward pass.
 
     Args:
-        model: an accelerated network of the family, all of it fused, in eval mode; or its decoder,
+        model: an accelerated network of the family, completely fused, in eval mode; or its decoder,
             behind an encoder whose graph was captured.
         picture: (N, 3, H, W).
     """
-    model(picture)  # captures the encoder's graph, and chooses how to compute it
+    model(picture)  # captures the encoder's graph, and chooses its kernels
     calls: list[FusedCall] = []
 
     def described(operator: str, made: partial[Tensor]) -> Tensor:
@@ -263,7 +264,7 @@ def _callers(model: Any) -> list[str]:
 
 
 def describe(call: OperatorCall) -> str:
-    """A few words for the table: the kernel of a convolution, else the operator's name."""
+    """A few words for the table: a convolution's kernel, or else the operator's name."""
     if call.operator == "upsample_conv1x1":
         return "up, conv 1x1"
     if call.operator not in ("conv_act", "grouped_conv_act"):

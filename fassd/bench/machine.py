@@ -1,4 +1,4 @@
-"""Facts about the machine and what is installed."""
+"""Facts about the machine and the installed packages."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ import fassd
 
 
 def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Where figures come from: device, threads, versions, date, commit; ready for JSON.
+    """The origin of figures: device, threads, versions, date, commit; ready for JSON.
 
-    The instruction set is that of the C++ kernels, "" where they are missing. The commit is None
-    outside a checkout, and ends in ``-dirty`` where files differ from it.
+    The instruction set is that of the C++ kernels, or "" without them. The commit is None outside a
+    checkout, and ends in ``-dirty`` if files differ from it.
     """
     import fassd_kernels
 
@@ -53,7 +53,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit(checkout: Path) -> str | None:
-    if not (checkout / ".git").exists():  # installed, perhaps inside somebody else's checkout
+    if not (checkout / ".git").exists():  # installed, perhaps inside another project's checkout
         return None
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:

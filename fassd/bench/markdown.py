@@ -14,9 +14,9 @@ def markdown_table(
 
     Args:
         headings: one for each column.
-        rows: cells of the rows.
-        names: number of leading columns that hold words, aligned left; the others are aligned
-            right. None: all columns hold words.
+        rows: cells of each row.
+        names: number of leading columns that contain words, aligned left; the others are aligned
+            right. None: all columns contain words.
     """
     names = len(headings) if names is None else names
     rule = "|".join(["---"] * names + ["---:"] * (len(headings) - names))

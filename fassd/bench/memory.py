@@ -21,7 +21,7 @@ __all__ = ["NOT_ASKED", "Energy", "Memory", "energy_of", "memory_of", "peak_memo
 
 @dataclass(frozen=True)
 class Memory:
-    """Peak memory of a call in bytes beyond what was there before it, or None and the reason."""
+    """Peak memory of a call in bytes beyond the memory in use before it, or None and the reason."""
 
     peak: int | None
     note: str = ""
@@ -36,12 +36,12 @@ def memory_of(
     factory: str,
     arguments: Mapping[str, Any],
 ) -> Memory:
-    """Peak memory of a call: on CUDA in this process, on the CPU in one of its own.
+    """Peak memory of a call: on CUDA in this process, on the CPU in a separate one.
 
     Args:
-        call: what to measure on CUDA.
-        device: where it runs.
-        factory, arguments: of `peak_memory_of_child`, for the CPU.
+        call: function to measure on CUDA.
+        device: device on which it runs.
+        factory, arguments: arguments of `peak_memory_of_child`, for the CPU.
     """
     kind = torch.device(device).type
     if kind == "cuda":
@@ -64,17 +64,17 @@ def peak_memory(call: Callable[[], object]) -> Memory:
 def peak_memory_of_child(
     factory: str, arguments: Mapping[str, Any], timeout: float = 600
 ) -> Memory:
-    """Peak resident memory that a call adds on the CPU, measured in a process of its own.
+    """Peak resident memory that a call adds on the CPU, measured in a separate process.
 
-    The child builds the call, notes its resident memory, makes the call once (so that caches and
-    packed weights exist), resets the kernel's high-water mark, calls again and reads the mark. So
-    the figure holds the working memory and whatever the call keeps, but neither Python and PyTorch
-    nor the model's weights.
+    The child builds the call, reads its resident memory, makes the call once (so that caches and
+    packed weights exist), resets the kernel's high-water mark, calls again and reads the mark. The
+    figure therefore includes the working memory and whatever the call keeps, but neither Python and
+    PyTorch nor the model's weights.
 
     Args:
-        factory: "module:function"; the function takes `arguments` and returns the call.
-        arguments: keyword arguments that JSON can carry.
-        timeout: seconds after which the child is given up.
+        factory: function to import, "module:function"; it takes `arguments` and returns the call.
+        arguments: keyword arguments that can be written as JSON.
+        timeout: seconds after which the child is stopped.
 
     Returns:
         The figure, or None with the reason why it could not be measured.
@@ -105,7 +105,7 @@ def peak_memory_of_child(
 
 
 def _memory_child() -> None:
-    """What the measuring process runs: the job from standard input, the figure to the output."""
+    """The measuring process: reads the job from standard input and prints the figure."""
     import importlib
 
     job = json.loads(sys.stdin.read())
@@ -129,7 +129,7 @@ def _status(field: str) -> int:
 # ------------------------------------------------------------------------------------------ energy
 
 LEAST_SECONDS = 0.5
-"""The counter moves in steps of some 20 to 100 ms."""
+"""Seconds to measure for: the counter moves in steps of some 20 to 100 ms."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Energy:
 def energy_of(
     call: Callable[[], object], device: torch.device | str, seconds: float = LEAST_SECONDS
 ) -> Energy:
-    """Energy that the whole GPU takes for one call, over calls that last `seconds`."""
+    """Energy of the whole GPU for one call, measured over calls that last `seconds`."""
     device = torch.device(device)
     if device.type != "cuda":
         return Energy(None, "NVML counts on NVIDIA GPUs only")

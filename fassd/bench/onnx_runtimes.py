@@ -1,8 +1,8 @@
 """Runtimes of other projects, each started on a network's ONNX file, in its fastest form.
 
-Every runtime takes the file's bytes, a device, and the dtype to compute in, and gives a call:
-(N, 3, H, W) float32 on the device, contiguous, to the network's output or outputs, which the next
-call may write over. All use as many threads as PyTorch.
+Every runtime takes the file's bytes, a device, and a dtype to compute in, and returns a call: (N,
+3, H, W) float32 on the device, contiguous, to the network's output or outputs, which the next call
+may overwrite. All use as many threads as PyTorch.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
 
 
 def alone(results: list[Tensor]) -> Tensor | list[Tensor]:
-    """Outputs of a network: the tensor itself where there is one."""
+    """Outputs of a network: the tensor itself if there is only one."""
     return results[0] if len(results) == 1 else results
 
 
 def onnx_runtime(onnx: bytes, device: torch.device, dtype: torch.dtype) -> Call:
-    """ONNX Runtime in float32, on memory of PyTorch's."""
+    """ONNX Runtime in float32, on PyTorch's memory."""
     import onnxruntime
 
     provider = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
@@ -61,7 +61,7 @@ def onnx_runtime(onnx: bytes, device: torch.device, dtype: torch.dtype) -> Call:
 
 
 def openvino(onnx: bytes, device: torch.device, dtype: torch.dtype) -> Call:
-    """OpenVINO in float32 or bfloat16. Left alone it would choose bfloat16 where the CPU has it."""
+    """OpenVINO in float32 or bfloat16. By default it would use bfloat16 if the CPU supports it."""
     from fassd.export.openvino_file import openvino_core
 
     core = openvino_core()
@@ -80,7 +80,7 @@ def openvino(onnx: bytes, device: torch.device, dtype: torch.dtype) -> Call:
 
 
 def tensorrt(onnx: bytes, device: torch.device, dtype: torch.dtype) -> Call:
-    """TensorRT 10, of one output; in float32 without TF32. No GPU has run this yet."""
+    """TensorRT 10, with one output; in float32 without TF32. It has not been run on a GPU yet."""
     import tensorrt as trt
 
     from fassd.export.tensorrt_file import build_engine

@@ -1,8 +1,8 @@
-"""Networks of others: any module, encoders of timm, networks of segmentation_models_pytorch.
+"""Networks of other projects: any module, timm's encoders, segmentation_models_pytorch.
 
 A job names one by a text with a colon: ``package.module:factory``, ``timm:NAME`` or
-``smp:ARCH/ENCODER``. Weights are random, but for those that a factory loads: nothing is downloaded.
-`OTHERS` are published architectures, as maintained packages carry them; none is written here.
+``smp:ARCH/ENCODER``. Weights are random, unless a factory loads some: nothing is downloaded.
+`OTHERS` are published architectures, from maintained packages; none is implemented here.
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ TIMM, SMP = "timm:", "smp:"
 
 
 def is_other(model: str) -> bool:
-    """Whether a job's model is a network of others."""
+    """True if a job's model is a network of another project."""
     return ":" in model
 
 
 def runs_foreign_code(model: str) -> bool:
-    """Whether building a job's model imports a module that its name alone chooses."""
+    """True if building a job's model imports a module that its name alone selects."""
     known = {network.model for network in OTHERS}
     return is_other(model) and not model.startswith((TIMM, SMP)) and model not in known
 
 
 def build_other(model: str) -> nn.Module:
-    """A network of others, in eval mode.
+    """Build a network of another project, in eval mode.
 
-    Its output is a tensor (N, classes, ...), or several: of timm, a map at each of the strides 4,
-    8, 16 and 32.
+    Its output is a tensor (N, classes, ...), or several: timm's encoders return a map at each of
+    the strides 4, 8, 16 and 32.
 
     Raises:
-        ValueError: there is no such factory, architecture or encoder, and the message offers the
-            nearest names; or the factory gives no module.
+        ValueError: there is no such factory, architecture or encoder, in which case the message
+            offers the nearest names; or the factory does not return a module.
         ImportError: a package is missing; the message says how to install it.
     """
     kind, name = model[: model.index(":") + 1], model[model.index(":") + 1 :]
@@ -70,10 +70,10 @@ def build_other(model: str) -> nn.Module:
 
 
 def from_factory(place: str) -> nn.Module:
-    """What a function without arguments returns; errors as `build_other`.
+    """Call a function without arguments; errors as in `build_other`.
 
     Args:
-        place: ``package.module:factory``; modules of the working folder are found, too.
+        place: location ``package.module:factory``; modules in the working folder are found as well.
     """
     module_name, _, factory = place.partition(":")
     if not module_name or not factory:
@@ -96,7 +96,7 @@ def from_factory(place: str) -> nn.Module:
 
 
 def from_timm(name: str) -> nn.Module:
-    """An encoder of timm, to its maps at the strides 4, 8, 16 and 32; errors as `build_other`."""
+    """An encoder of timm, to its maps at strides 4, 8, 16 and 32; errors as in `build_other`."""
     timm = import_timm()
     from timm.models import reparameterize_model
 
@@ -104,11 +104,11 @@ def from_timm(name: str) -> nn.Module:
 
 
 def from_smp(place: str) -> nn.Module:
-    """A network of segmentation_models_pytorch: ARCH/ENCODER; errors as `build_other`."""
+    """A network of segmentation_models_pytorch: ARCH/ENCODER; errors as in `build_other`."""
     architecture, _, encoder = place.partition("/")
     if not architecture or not encoder:
         raise ValueError(f"{place!r} is not ARCH/ENCODER, such as Unet/resnet18")
-    import_torchvision()  # which it imports
+    import_torchvision()  # which the package imports
     smp = need("segmentation_models_pytorch", f"{SMP}{place} needs", "smp")
     known = {found.__name__.lower(): found for found in smp.MODEL_ARCHITECTURES_MAPPING.values()}
     kind = known.get(architecture.lower())
@@ -116,14 +116,14 @@ def from_smp(place: str) -> nn.Module:
         near = nearest(architecture, [found.__name__ for found in known.values()])
         raise ValueError(f"segmentation_models_pytorch has no architecture {architecture!r}{near}")
     names = smp.encoders.get_encoder_names()
-    if encoder not in names and not encoder.startswith("tu-"):  # of timm, by any name
+    if encoder not in names and not encoder.startswith("tu-"):  # timm's, by any name
         near = nearest(encoder, names)
         raise ValueError(f"segmentation_models_pytorch has no encoder {encoder!r}{near}")
     return kind(encoder_name=encoder, encoder_weights=None, classes=CLASSES)
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """The end of an error's sentence: which names are like one that is unknown."""
+    """End of an error's sentence: known names that resemble an unknown one."""
     by_lower = {each.lower(): each for each in known}
     near = difflib.get_close_matches(name.lower(), by_lower, n=3)
     return f"; did you mean {' or '.join(by_lower[each] for each in near)}?" if near else ""
@@ -134,13 +134,13 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class OtherNetwork:
-    """A published architecture, of 19 classes.
+    """A published architecture, with 19 classes.
 
     Attributes:
-        title: as its authors write it.
-        model: what a job calls it.
-        package: module that carries it.
-        install: the command that brings the package.
+        title: name as its authors write it.
+        model: name in a job.
+        package: module that contains it.
+        install: command that installs the package.
         reports: published frames per second.
     """
 
@@ -152,17 +152,17 @@ class OtherNetwork:
 
     @property
     def missing(self) -> str:
-        """What to install before it can be built; empty if it can."""
+        """The command to install its package; empty if it is installed."""
         return "" if importlib.util.find_spec(self.package) else self.install
 
 
 class FullSize(nn.Module):
-    """A network whose logits have its picture's size, as its own inference enlarges them.
+    """A network whose logits are enlarged to the picture's size, as in its own inference.
 
     Args:
-        network: any.
-        logits: the network and a picture to logits (N, classes, h, w).
-        align_corners: of the enlarging; None where the network itself enlarges them.
+        network: any network.
+        logits: function from the network and a picture to logits (N, classes, h, w).
+        align_corners: alignment for enlarging; None if the network itself enlarges them.
 
     Shape: (N, 3, H, W) to (N, classes, H, W).
     """
@@ -185,8 +185,8 @@ class FullSize(nn.Module):
 
 
 def segformer_b0() -> nn.Module:
-    """SegFormer-B0, Xie et al., NeurIPS 2021, by Hugging Face transformers, whose default it is."""
-    import_torchvision()  # which transformers imports where there is one
+    """SegFormer-B0, Xie et al., NeurIPS 2021, the default of Hugging Face transformers."""
+    import_torchvision()  # which transformers imports if it is installed
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
     settings = SegformerConfig.from_dict({"num_labels": CLASSES})
@@ -195,7 +195,7 @@ def segformer_b0() -> nn.Module:
 
 
 def from_torchvision(name: str) -> nn.Module:
-    """A network of torchvision's for semantic segmentation, by its function's name."""
+    """A network of torchvision for semantic segmentation, by its function's name."""
     import_torchvision()
     from torchvision.models import segmentation
 
@@ -205,9 +205,9 @@ def from_torchvision(name: str) -> nn.Module:
 
 
 def from_config(config: str) -> nn.Module:
-    """A network by a configuration of OpenMMLab's package, a path below its folder of them."""
+    """A network by a configuration in OpenMMLab's package, a path below its folder of them."""
     import_torchvision()
-    import mmseg.models  # registers what configurations name
+    import mmseg.models  # registers the names in configurations
     from mmengine.config import Config
     from mmseg.registry import MODELS
 
@@ -223,14 +223,14 @@ def from_config(config: str) -> nn.Module:
 
 
 def prepare_for_inference(settings: dict[str, Any]) -> None:
-    """Change settings of a whole network: one device, no pretrained weights, no auxiliary heads."""
+    """Adapt a whole network's settings: one device, no pretrained weights, no auxiliary heads."""
     settings["data_preprocessor"] = None
     settings.pop("auxiliary_head", None)
     without_weights(settings)
 
 
 def without_weights(settings: Any) -> None:
-    """Name no weights anywhere in nested settings, and batch norm of one device."""
+    """Remove weights from nested settings, and use batch norm of one device."""
     if isinstance(settings, dict):
         for key, value in settings.items():
             if key in ("init_cfg", "pretrained"):
@@ -252,8 +252,8 @@ bisenetv2 = partial(from_config, "bisenetv2/bisenetv2_fcn_4xb4-160k_cityscapes-1
 deeplabv3_resnet50 = partial(from_torchvision, "deeplabv3_resnet50")
 lraspp_mobilenet_v3_large = partial(from_torchvision, "lraspp_mobilenet_v3_large")
 
-# Built in isolation, where there is no torch, onedl-mmcv leaves out its compiled operators, which
-# take long and serve none of these networks.
+# If it is built in isolation, without torch, onedl-mmcv leaves out its compiled operators, which
+# take long to build and which none of these networks use.
 MMSEG = "pip install onedl-mmsegmentation onedl-mmcv ftfy regex"
 _here = f"{__name__}:"
 _mmseg = partial(OtherNetwork, package="mmseg", install=MMSEG)
@@ -291,11 +291,11 @@ OTHERS = (
         (Report("Xie et al., NeurIPS 2021, table 2", "1024x2048", 76.2, 15.2, "Tesla V100"),),
     ),
 )
-"""Their reports' `data` is the size of the picture that the network gets."""
+"""The `data` of their reports is the size of the network's picture."""
 
 
 def published(model: str) -> list[str]:
-    """Frames per second that others published of a job's network: one sentence each."""
+    """Published frames per second of a job's network: one sentence each."""
     reports = [report for network in OTHERS if network.model == model for report in network.reports]
     return [
         f"published: {report.fps:g} frames/s at {report.data} on {report.device} ({report.source})"

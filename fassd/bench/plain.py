@@ -1,4 +1,4 @@
-"""What PyTorch does at the places that are measured: modules of its operators."""
+"""PyTorch's own way of computing the subjects: modules of its operators."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fassd.models.layers import ConvLayer, resize
 
 CLASSES = 19
 LOGITS_REDUCTION = 4
-"""The finest map's sides are the picture's divided by this."""
+"""Ratio of the picture's sides to the finest map's."""
 
 MEAN = tuple(255 * value for value in (0.406, 0.456, 0.485))
 STD = tuple(255 * value for value in (0.225, 0.224, 0.229))
@@ -24,9 +24,9 @@ def part_of_network(path: str) -> nn.Module:
 
 
 class Normalize(nn.Module):
-    """The operator `normalize` as one writes it in PyTorch.
+    """The operator `normalize` as usually written in PyTorch.
 
-    It computes in float32, or in float64 once it is moved there, then casts.
+    It computes in float32, or in float64 once it was moved to that, and then casts.
 
     Shape: (N, H, W, 3) uint8 RGB to (N, 3, H, W) BGR of the dtype it was moved to, channels_last.
     """
@@ -102,7 +102,7 @@ def picture_size(logits: Tensor) -> tuple[int, int]:
 
 
 class Labelled(nn.Module):
-    """A network and the class of every pixel behind it.
+    """A network followed by the class of every pixel.
 
     Shape: (N, 3, H, W) to labels (N, H, W), integers.
     """

@@ -1,4 +1,4 @@
-"""Results of `fassd bench run` and `fassd bench peers`: one schema, written and read."""
+"""Results of `fassd bench run` and `fassd bench peers`: one schema for writing and reading."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ __all__ = ["ACCEPTED", "JobResults", "Result", "Results"]
 ACCEPTED = "accepted is a file that `fassd bench run --json` or `fassd bench peers --json` wrote"
 
 MOST_BYTES = 1 << 26
-"""Size of a file; thousands of rounds have fewer than a million bytes."""
+"""Maximum bytes of a file; thousands of rounds have fewer than a million."""
 
 MOST_ROUNDS = 10_000
-"""Rounds of a path; resampling them takes 800 MB."""
+"""Maximum rounds of a path; resampling them takes 800 MB."""
 
 OPTIONAL = ("dtype", "compile", "device", "memory", "exported")
 """Fields of a job that older files, or those of peers, do not have."""
 
 UNUSED = ("dtype", "compile", "memory")
-"""Fields of a job that say nothing of peers, whose files do not have them."""
+"""Fields of a job that are meaningless for peers, whose files do not have them."""
 
 REFERENCES = (PATHS_REFERENCE, REFERENCE_TITLE)
-"""Names of the results that the others are compared with: plain PyTorch in float32 and NCHW."""
+"""Names of the results that others are compared with: plain PyTorch in float32 and NCHW."""
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -41,17 +41,17 @@ class Result(BaseModel):
     """Figures of one path, or candidate, of a job.
 
     Attributes:
-        name: what tables call it.
-        key: what it is: a key of `fassd.bench.candidates.KEYS`, or the kind of a path.
-        dtype: what it computes in.
+        name: name in tables.
+        key: key of `fassd.bench.candidates.KEYS`, or kind of a path.
+        dtype: precision.
         output: "logits", (N, classes, H, W), or "labels", (N, H, W).
-        seconds: wall-clock time of every measured call; entry i of each path is of round i.
-        first_call_s: from the plain network to the first output; None where not measured.
-        labels_equal_percent: pixels whose label is float64's.
+        seconds: wall-clock times of the measured calls; entry i of each path is from round i.
+        first_call_s: seconds from the plain network to the first output; None if not measured.
+        labels_equal_percent: share of pixels whose label is float64's.
         max_relative_difference: largest difference of a score from float64's over the largest
-            score; None of labels.
-        peak_memory_bytes, peak_memory_note: as `fassd.bench.memory.Memory`.
-        energy_j, energy_note: as `fassd.bench.memory.Energy`.
+            score; None for labels.
+        peak_memory_bytes, peak_memory_note: fields of `fassd.bench.memory.Memory`.
+        energy_j, energy_note: fields of `fassd.bench.memory.Energy`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -75,16 +75,16 @@ class Result(BaseModel):
 
     @property
     def agreement(self) -> Agreement:
-        """How far the output equals float64's."""
+        """Agreement of the output with float64's."""
         return Agreement(self.labels_equal_percent, self.max_relative_difference)
 
     @property
     def comparable(self) -> bool:
-        """Whether its speed may be compared with the reference's."""
+        """True if its speed may be compared with the reference's."""
         return self.agreement.comparable
 
     def to_json(self) -> dict[str, Any]:
-        """Every figure, ready for `json.dump`, with the statistics of `seconds`."""
+        """All figures, ready for `json.dump`, with the statistics of `seconds`."""
         difference = self.max_relative_difference
         finite = difference is not None and math.isfinite(difference)
         return {
@@ -96,14 +96,15 @@ class Result(BaseModel):
 
 
 class JobResults(BaseModel):
-    """What one network at one size came to.
+    """The results of one network at one size.
 
     Attributes:
-        job: what was measured.
-        results: every path or candidate that was timed, interleaved.
-        notes: what could not be measured and why, and what the labels are worth.
-        params: number of the network's parameters; None where not counted, as of older files.
-        macs: multiply-accumulates of its convolutions and matrix products for the pictures.
+        job: job that was measured.
+        results: results of all paths or candidates, which were timed interleaved.
+        notes: reasons why something was not measured, and remarks on the labels.
+        params: number of the network's parameters; None if not counted, as in older files.
+        macs: number of multiply-accumulates of its convolutions and matrix products for the
+            pictures.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -118,7 +119,7 @@ class JobResults(BaseModel):
     @classmethod
     def _check_job(cls, record: Any) -> Any:
         job = record.get("job") if isinstance(record, dict) else None
-        if isinstance(job, dict):  # of a file: a default could contradict what was measured
+        if isinstance(job, dict):  # from a file: a default could contradict the measurement
             names = [field.name for field in fields(Job) if field.name not in OPTIONAL]
             missing = [name for name in names if name not in job]
             if missing:
@@ -150,13 +151,13 @@ class JobResults(BaseModel):
         return min(peers, key=lambda result: result.timing.median, default=None)
 
     def speedup(self, result: Result, over: Result | None) -> float | None:
-        """How many times faster `result` is than `over`; None where that says nothing."""
+        """Speed-up of `result` over `over`; None if they cannot be compared."""
         if over is None or not result.comparable:
             return None
         return over.timing.median / result.timing.median
 
     def to_json(self, peers: bool) -> dict[str, Any]:
-        """Everything, ready for `json.dump`; times in seconds, labels in %."""
+        """All figures, ready for `json.dump`; times in seconds, labels in %."""
         peer = self.fastest_peer
         if peers:
             over = {"speedup_over_eager": self.reference, "speedup_over_fastest_peer": peer}
@@ -183,9 +184,9 @@ class Results(BaseModel):
     """A results file.
 
     Attributes:
-        environment: where the figures come from, as `fassd.bench.machine.environment`.
-        comparisons: job by job; one, where `fassd bench run` measured it.
-        peers: whether `fassd bench peers` measured it.
+        environment: origin of the figures, from `fassd.bench.machine.environment`.
+        comparisons: results of each job; a single one in a file of `fassd bench run`.
+        peers: True in a file of `fassd bench peers`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -195,18 +196,19 @@ class Results(BaseModel):
     peers: bool
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, ready for `json.dump`; times in seconds, labels in %."""
+        """All figures, ready for `json.dump`; times in seconds, labels in %."""
         parts = [part.to_json(self.peers) for part in self.comparisons]
         found = {"comparisons": parts} if self.peers else parts[0]
         return {"environment": self.environment, **found}
 
     @classmethod
     def read(cls, file: Path) -> Results:
-        """The results in a file.
+        """Read the results in a file.
 
         Raises:
-            ValueError: it is no such file; names it, what is in it, and what is accepted.
-            OSError: it cannot be read.
+            ValueError: it is not such a file; the message names it, its content, and what is
+                accepted.
+            OSError: the file cannot be read.
         """
         try:
             record = read_json(read_text(file, MOST_BYTES))
@@ -220,10 +222,10 @@ class Results(BaseModel):
 
     @classmethod
     def of(cls, record: Any) -> Results:
-        """The results that `to_json` wrote.
+        """Restore the results that `to_json` wrote.
 
         Raises:
-            ValueError: something is missing, or is not what is accepted.
+            ValueError: something is missing or not accepted.
         """
         if not isinstance(record, dict):
             raise ValueError(f"it must be an object, got {shown(record)}")

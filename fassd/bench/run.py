@@ -1,4 +1,4 @@
-"""What `fassd bench run`, `fassd bench peers` and `fassd demo` run: ways to a network's output."""
+"""`fassd bench run`, `fassd bench peers` and `fassd demo`: ways to compute a network's output."""
 
 from __future__ import annotations
 
@@ -79,9 +79,9 @@ ABOUT_PEERS = (
 
 
 class Scene(NamedTuple):
-    """A job's first picture, and what its last candidate makes of it.
+    """A job's first picture, and its last candidate's labels.
 
-    `picture` is (H, W, 3) uint8 RGB, `labels` (H, W), and `colors`, of the network's classes,
+    `picture` is (H, W, 3) uint8 RGB, `labels` (H, W), and `colors`, those of the network's classes,
     (classes, 3) uint8 RGB.
     """
 
@@ -92,9 +92,9 @@ class Scene(NamedTuple):
 
 @dataclass(frozen=True)
 class Report(BenchReport):
-    """What was measured, and a scene of each job; prints itself with rich.
+    """The measurements, and a scene of each job; prints itself with rich.
 
-    `interrupted` tells that jobs are missing, since Ctrl-C was pressed.
+    `interrupted` is True if jobs are missing because Ctrl-C was pressed.
     """
 
     results: Results
@@ -108,7 +108,7 @@ class Report(BenchReport):
         return min(row.labels_equal_percent for row in results)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, ready for `json.dump`; times in seconds, memory in bytes, labels in %."""
+        """All figures, ready for `json.dump`; times in seconds, memory in bytes, labels in %."""
         return self.results.to_json()
 
     def parts(self, width: int) -> Iterable[RenderableType]:
@@ -143,7 +143,7 @@ def rate(measured: JobResults, title: str) -> Column[Result]:
 
 
 def path_table(measured: JobResults) -> Table:
-    """Of the paths of `fassd bench run`."""
+    """Table of the paths of `fassd bench run`."""
     reference = measured.reference
 
     def faster(row: Result) -> str:
@@ -170,7 +170,7 @@ def path_table(measured: JobResults) -> Table:
 
 
 def peer_table(measured: JobResults) -> Table:
-    """Of a network's candidates."""
+    """Table of a network's candidates."""
 
     def over(result: Result, other: Result | None) -> str:
         return or_dash(measured.speedup(result, other), ".2f")
@@ -185,13 +185,13 @@ def peer_table(measured: JobResults) -> Table:
         Column("labels %", equal_labels),
         DIFFERENCE,
     ]
-    if is_other(measured.job.model):  # published figures are quoted beside them
+    if is_other(measured.job.model):  # their published figures are quoted
         columns.insert(2, rate(measured, "frames/s"))
     return report_table(measured.results, [*columns, *costs(measured.results)])
 
 
 def costs(results: Sequence[Result]) -> list[Column[Result]]:
-    """Columns that are there only where something was measured."""
+    """Columns that are only shown if something was measured."""
     columns: list[Column[Result]] = []
     if any(result.peak_memory_bytes is not None for result in results):
         columns.append(Column("MiB", lambda r: mebibytes(r.peak_memory_bytes)))
@@ -201,7 +201,7 @@ def costs(results: Sequence[Result]) -> list[Column[Result]]:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, when some jobs were done: `report` has these."""
+    """Ctrl-C after some jobs were done, which are in `report`."""
 
     def __init__(self, report: Report) -> None:
         super().__init__()
@@ -222,18 +222,18 @@ def run(
     """Measure every job, one after the other, in this process, on its device.
 
     Args:
-        jobs: networks, sizes, batches. Of one, all candidates are alive together and take turns.
-        peers: of `fassd.bench.candidates.candidates`; one that cannot be run becomes a note. None
-            for the paths of each job, which all must run.
+        jobs: networks, sizes, batches. All candidates of one are in memory together and take turns.
+        peers: candidates from `fassd.bench.candidates.candidates`; one that cannot be run becomes a
+            note. None for the paths of each job, which must all run.
         compiler: backend of `torch.compile`.
-        step: called with a few words as each part begins.
-        tick: called after each of the `warmup + repeats` rounds of every job.
+        step: function called with a few words when each part begins.
+        tick: function called after each of the `warmup + repeats` rounds of every job.
 
     Raises:
-        ValueError: nothing to measure; an unknown model or dtype, unsuitable weights, a size too
-            small for the network.
-        RuntimeError: a path, or all peers of a job, cannot be run here.
-        Interrupted: Ctrl-C, behind the first job.
+        ValueError: there is nothing to measure; the model or dtype is unknown, the weights are
+            unsuitable, or the size is too small for the network.
+        RuntimeError: a path, or all peers of a job, cannot be run on this machine.
+        Interrupted: Ctrl-C was pressed after the first job.
     """
     if not jobs or (peers is not None and not peers):
         raise ValueError("nothing to measure: no jobs or no candidates")
@@ -268,7 +268,7 @@ def measure(
     step: Callable[[str], object],
     tick: Callable[[], object],
 ) -> tuple[JobResults, list[Scene]]:
-    """One job of `run`, with the same arguments and errors; networks of others show no scene."""
+    """Measure a job with `run`'s arguments and errors; other projects' networks have no scene."""
     candidates = list(job.paths().values()) if peers is None else peers
     other = is_other(job.model)
     candidates = [candidate for candidate in candidates if not (other and candidate.labels)]
@@ -292,7 +292,7 @@ def measure(
             step(f"{job.model}: {title}")
             try:
                 calls[title], figures[title] = try_out(candidate, context, reference)
-            except Exception as error:  # whatever a foreign runtime raises, the others go on
+            except Exception as error:  # a runtime may raise anything, and the others continue
                 if peers is None:
                     raise
                 notes.append(f"{title} not measured: {reason(error)}")
@@ -329,7 +329,7 @@ def measure(
 
 
 def in_float64(model: torch.nn.Module, batch: Tensor) -> Outputs:
-    """The output that every candidate is compared with.
+    """The float64 output that every candidate is compared with.
 
     Raises:
         ValueError: it is neither a tensor nor several.
@@ -351,13 +351,13 @@ def try_out(
     """Build a candidate, call it once, and compare its output with the reference's.
 
     Returns:
-        What runs it again, and the fields of a `Result` that are known then.
+        The call to repeat, and the fields of a `Result` that are known then.
 
     Raises:
-        ValueError: the output is not of the reference's shape.
+        ValueError: the output does not have the reference's shape.
     """
     if candidate.exported:
-        assert context.onnx  # made now if this is the first that needs it: not in its first call
+        assert context.onnx  # exported here, outside of the time of the first call
 
     def first_call() -> tuple[Callable[[], Outputs], Outputs]:
         call = candidate.bound(context)
@@ -379,7 +379,7 @@ def try_out(
 def memory_and_energy(
     job: Job, title: str, call: Callable[[], Outputs], is_peer: bool, compiler: str
 ) -> dict[str, Any]:
-    """The fields of a `Result` that a call's costs are; energy is counted of peers on a GPU."""
+    """The fields of a `Result` for a call's costs; energy is measured for peers on a GPU."""
     peak, energy = memory.NOT_ASKED, NOT_COUNTED
     if job.memory:
         how = {"title": title, "is_peer": is_peer, "compiler": compiler}
@@ -398,8 +398,8 @@ def memory_and_energy(
 def memory_call(
     job: dict[str, Any], threads: int, title: str, is_peer: bool, compiler: str
 ) -> Callable[[], Outputs]:
-    """The call of one candidate, for the process that measures its memory; any picture does."""
-    import torch._dynamo  # PyTorch's own code, 100 MB of it, which the first call would import
+    """The call of one candidate, for the process that measures its memory; with any picture."""
+    import torch._dynamo  # PyTorch's own code, 100 MB, which the first call would import
 
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
@@ -414,7 +414,7 @@ def memory_call(
 def notes_of(
     job: Job, results: Sequence[Result], warned: Sequence[str], are_peers: bool
 ) -> list[str]:
-    """What a table does not tell of results."""
+    """Notes on results that a table does not show."""
     disagreeing = [result for result in results if not result.comparable]
     notes = [
         f"{result.name}: only {result.labels_equal_percent:.2f}% of the labels agree "
@@ -424,7 +424,7 @@ def notes_of(
     ]
     if job.weights is None and any(result.dtype != "float32" for result in disagreeing):
         notes.append(ROUNDING_NOTE)
-    # Of warnings, those of our own packages matter to the reader, such as a fallback's.
+    # The only relevant warnings are those of our own packages, such as about a fallback.
     notes += sorted({text for text in warned if "fassd" in text or "GraphRunner" in text})
     unknown = {
         "memory": {r.peak_memory_note for r in results if r.peak_memory_bytes is None},
@@ -437,13 +437,13 @@ def notes_of(
 
 
 def reason(error: Exception) -> str:
-    """Why a candidate could not be run: one line, with the remedy for a missing package."""
+    """The reason why a candidate could not be run: one line, with a missing package's remedy."""
     text = first_line(error)
     return f"{text}: {EXTRA}" if isinstance(error, ImportError) else text
 
 
 def release() -> None:
-    """Give back what the last job's candidates held: compiled code, cycles, kept activations."""
+    """Free memory of the last job's candidates: compiled code, cycles, cached activations."""
     import fassd_kernels
 
     torch._dynamo.reset()

@@ -1,9 +1,9 @@
-"""Timing that can be believed: interleaved rounds, medians with their spread, warm starts.
+"""Reliable timing: interleaved rounds, medians with their spread, warm starts.
 
-`compare` times single calls, as a user makes them. `interleaved` times what is shorter than a clock
-is exact: each sample is many calls, divided by their number. What it repeats is, where it can be
-captured, the replay of a CUDA graph that holds one call per *input set*; the sets together are
-larger than the L2 cache, so that no call finds its input there.
+`compare` times single calls, as users make them. `interleaved` times calls that are too short for
+the clock: each sample is many calls, divided by their number. If possible, these are the replay of
+a CUDA graph with one call per *input set*; the sets together are larger than the L2 cache, so that
+no call finds its input there.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ from fassd.models.clock import Sampling, in_turns, sample, synchronize, timed
 Inputs = tuple[Tensor, ...]
 Outputs = Tensor | Sequence[Tensor]
 Call = Callable[..., Any]
-"""Takes the tensors of one input set, and gives `Outputs`."""
+"""A function of the tensors of one input set that returns `Outputs`."""
 
 SETTLE = 0.05
-"""`settle` of `compare` where candidates are runtimes: each has worker threads of its own,
-which spin for a while. FASSD-Net at 128x256 on two cores of an EPYC: right after another runtime,
-OpenVINO takes 11 ms and ours 16; after a rest 8, and 7 to 20 as the threads happen to wake; after a
-rest and a call 5.5 and 6.1, round after round, as each does alone."""
+"""`settle` of `compare` for candidates that are runtimes: each has its own worker threads, which
+spin for a while. FASSD-Net at 128x256 on two cores of an EPYC: right after another runtime,
+OpenVINO takes 11 ms and ours 16; after a rest 8, and 7 to 20 depending on how the threads wake up;
+after a rest and a call 5.5 and 6.1, round after round, like each alone."""
 
 WARM_UP_CALLS = 3
 PLAIN_SETS = 8
-"""Input sets of a timing without a graph, where the host is usually what is measured."""
+"""Number of input sets when timing without a graph, where the host is usually the limit."""
 
 UNLIKELY_LABEL = 255
-"""What a map of labels is poisoned with; the networks have 19 classes."""
+"""Value with which a map of labels is poisoned; the networks have 19 classes."""
 
 
 @dataclass(frozen=True)
 class CallTimes:
-    """Time per call of every sample of one candidate.
+    """Time per call in every sample of one candidate.
 
     Attributes:
-        seconds: per call, sample by sample.
-        calls: how many calls a sample averages over.
-        sets: input sets that the calls rotate over.
-        method: ``graph`` (replays of a CUDA graph between events), ``runner`` (calls that replay a
-            graph of their own, between events), ``events`` (plain calls between events) or
-            ``clock`` (plain calls between readings of the host's clock).
+        seconds: seconds per call, sample by sample.
+        calls: number of calls that a sample averages over.
+        sets: number of input sets that the calls rotate over.
+        method: way of timing: ``graph`` (replays of a CUDA graph between events), ``runner`` (calls
+            that replay a graph of their own, between events), ``events`` (plain calls between
+            events) or ``clock`` (plain calls between readings of the host's clock).
     """
 
     seconds: tuple[float, ...]
@@ -71,7 +71,7 @@ class CallTimes:
 
     @property
     def spread(self) -> float:
-        """Half the distance of the quartiles."""
+        """Half the interquartile range."""
         first, third = self.quartiles
         return (third - first) / 2
 
@@ -80,7 +80,7 @@ class CallTimes:
         return min(self.seconds)
 
     def to_json(self) -> dict[str, Any]:
-        """Every sample and the statistics, in seconds, ready for `json.dump`."""
+        """All samples and the statistics, in seconds, ready for `json.dump`."""
         return {
             "median_s": self.median,
             "quartiles_s": self.quartiles,
@@ -91,7 +91,7 @@ class CallTimes:
         }
 
     def record(self) -> dict[str, Any]:
-        """The statistics in milliseconds, and how they were sampled, ready for `json.dump`."""
+        """The statistics in milliseconds, and the sampling method, ready for `json.dump`."""
         first, third = self.quartiles
         return {
             "ms": 1e3 * self.median,
@@ -116,20 +116,20 @@ def compare(
     """Time single calls of several candidates, in turns.
 
     Args:
-        candidates: what to call, by name.
-        repeats: measured rounds.
-        warmup: rounds before them that are not measured.
+        candidates: functions to call, by name.
+        repeats: number of measured rounds.
+        warmup: number of rounds before them that are not measured.
         settle: for candidates that do not share their worker threads, seconds to wait before each
-            measured call, in which the threads of the candidate before it stop spinning on the
-            cores; then it is called once unmeasured, which wakes its own and fills its caches.
-        device: where they run.
-        tick: called after every round, warm-up included (for a progress bar).
+            measured call, in which the threads of the previous candidate stop spinning; then it is
+            called once without measuring, which wakes its own threads and fills its caches.
+        device: device on which they run.
+        tick: function called after every round, warm-up included (for a progress bar).
 
     Returns:
         A `CallTimes` for each name.
 
     Raises:
-        ValueError: no candidates, `repeats` below 1, or `warmup` below 0.
+        ValueError: there are no candidates, `repeats` is below 1, or `warmup` is below 0.
     """
     if not candidates:
         raise ValueError("candidates is empty")
@@ -155,16 +155,17 @@ def compare(
 
 @dataclass(frozen=True)
 class Run:
-    """What a sample repeats: `once` calls the candidate `calls` times, once per input set.
+    """The calls of a sample: `once` calls the candidate `calls` times, once per input set.
 
     Attributes:
-        once: makes the calls.
-        calls: how many.
-        method: as in `CallTimes`.
-        outputs: the results of the first and the last input set, computed afresh by `once`.
-        holds: what has to live as long as this does; a graph knows only addresses of its weights
-            and inputs.
-        note: why it is not a graph, where it could have been one.
+        once: function that makes the calls.
+        calls: number of calls.
+        method: way of timing, as in `CallTimes`.
+        outputs: function that returns the results for the first and the last input set, recomputed
+            by `once`.
+        holds: objects that must live as long as this one; a graph only contains the addresses of
+            its weights and inputs.
+        note: reason why it is not a graph, if it might have been one.
     """
 
     once: Callable[[], Any]
@@ -178,7 +179,7 @@ class Run:
 def interleaved(
     runs: Mapping[str, Run], device: torch.device, sampling: Sampling
 ) -> dict[str, CallTimes]:
-    """Time runs in turns; a sample is as many calls as `sampling` has time for."""
+    """Time runs in turns; the number of calls in a sample follows from `sampling`."""
     found = sampling.take({name: run.once for name, run in runs.items()}, device)
     times = {}
     for name, (repeats, samples) in found.items():
@@ -189,7 +190,7 @@ def interleaved(
 
 
 def warm_up(call: Call, sets: Sequence[Inputs]) -> float:
-    """Call until compilation, algorithm search and handles are done; seconds of the first call."""
+    """Call until compilation and algorithm search are done; return the first call's seconds."""
     device = sets[0][0].device
     _, first_call_s = timed(partial(call, *sets[0]), device)
     for index in range(WARM_UP_CALLS):
@@ -199,25 +200,25 @@ def warm_up(call: Call, sets: Sequence[Inputs]) -> float:
 
 
 def plain_run(call: Call, sets: Sequence[Inputs], method: str, note: str = "") -> Run:
-    """Calls as a loop in Python makes them."""
+    """Calls in a Python loop."""
 
     def once() -> None:
         for inputs in sets:
             call(*inputs)
 
     def outputs() -> list[Tensor]:
-        # The next call of a graph's runner may write over what the last one gave.
+        # The next call of a graph's runner may overwrite the result of the last one.
         return [call(*inputs).clone() for inputs in (sets[0], sets[-1])]
 
     return Run(once, len(sets), method, outputs, note=note)
 
 
 def graph_run(call: Call, sets: Sequence[Inputs]) -> Run:
-    """One call per input set, captured into a CUDA graph; plain calls where that is not possible.
+    """One call per input set, captured into a CUDA graph; plain calls if that is impossible.
 
-    The outputs stay alive, each in memory of its own, so that writing them rotates too.
+    The outputs stay alive, each in its own memory, so that writing them rotates, too.
     """
-    # What times calls on a CPU needs no kernels.
+    # Timing calls on a CPU needs no kernels.
     from fassd_kernels.runtime.graph import capture
     from fassd_kernels.triton.availability import first_line
 

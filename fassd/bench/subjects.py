@@ -1,4 +1,4 @@
-"""What is measured: an operator, a module or a network, at one size, batch and dtype."""
+"""The subjects to measure: an operator, a module or a network, at one size, batch and dtype."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class Case:
     """One subject at one size, dtype and batch.
 
     Attributes:
-        part: ``operators``, ``modules`` or ``networks``.
-        subject: a key of `PARTS`, or a network's name.
-        height, width: of the *network's* input in pixels, whatever the subject.
-        dtype: a key of `DTYPES`.
-        batch: pictures at once.
+        part: name of the part: ``operators``, ``modules`` or ``networks``.
+        subject: key of `PARTS`, or a network's name.
+        height, width: size of the *network's* input in pixels, whatever the subject.
+        dtype: key of `DTYPES`.
+        batch: number of pictures at a time.
     """
 
     part: str
@@ -64,13 +64,13 @@ class Case:
 
 @dataclass(frozen=True)
 class NetworkPart:
-    """A call of an operator, or a module, as it stands in FASSD-Net.
+    """A call of an operator, or a module, as used in FASSD-Net.
 
     Attributes:
-        operator: of ours, that computes it.
-        build: makes the module of PyTorch's operators that computes the same.
-        maps: of each input, its channels, and by what its sides are smaller than the picture's.
-        fuse: as in `fassd.bench.candidates.BuildContext`.
+        operator: name of our operator that computes it.
+        build: function that makes the module of PyTorch's operators that computes the same.
+        maps: number of channels of each input, and the ratio of the picture's sides to its sides.
+        fuse: function that makes ours, as in `fassd.bench.candidates.BuildContext`.
     """
 
     operator: str
@@ -79,7 +79,8 @@ class NetworkPart:
     fuse: Callable[[Any, torch.dtype, str], Call] = accelerated
 
 
-# --- what ours does -------------------------------------------------------------------------------
+# # --- our own calls
+# --------------------------------------------------------------------------------
 
 
 def fused_branch(branch: AsymmetricAtrousBranch, dtype: torch.dtype, backend: str) -> Call:
@@ -106,7 +107,7 @@ def asymmetric_call(
 
     Args:
         layers: the 3x1 and the 1x3, each a convolution, its batch norm and slopes of PReLU.
-        activation, dtype, backend: of the operator.
+        activation, dtype, backend: options of the operator.
     """
     from fassd_kernels import ops
     from fassd_kernels.packing import fold
@@ -126,7 +127,7 @@ def asymmetric_call(
 
 
 def fused_join(join: UpsampleConv, dtype: torch.dtype, backend: str) -> Call:
-    """`upsample_conv1x1` with the weight folded, and packed for each part, when `low` is seen."""
+    """`upsample_conv1x1` with the weight folded, and packed for each part at the first call."""
     from fassd_kernels import ops
     from fassd_kernels.packing import fold
 
@@ -229,8 +230,8 @@ def _dapf(alpha: int) -> NetworkPart:
     return NetworkPart("dapf", partial(DAPF, 224, alpha=alpha), ((224, 32),))
 
 
-# `dapf`, `hardblock`, `mda` and `aspp` are not among the operators: each is the one call that its
-# module makes, and the modules are measured as such.
+# `dapf`, `hardblock`, `mda` and `aspp` are not among the operators: each is the only call of its
+# module, and is measured with the modules.
 OPERATORS = {
     "conv_act base.0": _at("conv_act", "base.0", 3, 1),
     "conv_act base.3": _at("conv_act", "base.3", 32, 4),
@@ -250,13 +251,13 @@ OPERATORS = {
     "upsample": _resize("upsample", Upsample),
     "upsample_argmax": _resize("upsample_argmax", UpsampleArgmax),
 }
-"""By name: the operator and where in FASSD-Net it stands, or else in the encoders of timm. Those of
-`PICTURES` are beside it."""
+"""By name: an operator and its place in FASSD-Net, or else in timm's encoders. Those of `PICTURES`
+are listed beside it."""
 
 NORMALIZE = "normalize"
 NORMALIZE_CONV = "normalize_conv_act base.0"
 PICTURES = (NORMALIZE, NORMALIZE_CONV)
-"""Operators on pictures of bytes, of which there is one layout."""
+"""Operators on pictures of bytes, for which there is only one layout."""
 
 MODULES = {
     "DAPF(224)": _dapf(2),
@@ -278,12 +279,12 @@ MODULES = {
             ("denseBlocksUp.2", 63, 4),
         )
     },
-    # Of the baselines, where it takes DAPF's place.
+    # From the baselines, where it replaces DAPF.
     "ASPP(224)": NetworkPart("aspp", partial(ASPP, 224), ((224, 32),)),
 }
 
 MODULE_VARIANTS = {f"DAPF(224), alpha {alpha}": _dapf(alpha) for alpha in (1, 4, 6, 8)}
-"""DAPF at other alphas than FASSD-Net's 2; left out of the GPU report, whose time is short."""
+"""DAPF with alphas other than FASSD-Net's 2; not in the GPU report, whose time is limited."""
 
 PARTS = {
     **OPERATORS,
@@ -304,12 +305,12 @@ NETWORK_NEEDS = frozenset({"conv_act", "dapf", "mda"})
 
 @dataclass(frozen=True)
 class Subject:
-    """A case made concrete, with seeded random weights.
+    """A case with its modules and seeded random weights.
 
     Attributes:
-        case: what it is made of.
-        context: what its candidates are built from.
-        shapes: of one input set.
+        case: case that it was made from.
+        context: objects that its candidates are built from.
+        shapes: shapes of one input set.
     """
 
     case: Case
@@ -318,38 +319,38 @@ class Subject:
 
     @property
     def module(self) -> nn.Module:
-        """What PyTorch does: float32, evaluation mode, on the CPU."""
+        """PyTorch's module: float32, evaluation mode, on the CPU."""
         return self.context.module
 
     @property
     def labels(self) -> bool:
-        """Whether candidates give the labels of the reference's scores."""
+        """True if candidates return the labels of the reference's scores."""
         return isinstance(self.module, Labelled)
 
     @property
     def arithmetic(self) -> str:
-        """What the units may compute in: ``tf32`` where cuDNN may use it for float32."""
+        """Permitted arithmetic: ``tf32`` if cuDNN may use it for float32."""
         convolves = any(isinstance(layer, nn.Conv2d) for layer in self.module.modules())
         on_gpu = self.context.device.type == "cuda"
         tf32 = convolves and on_gpu and torch.backends.cudnn.allow_tf32
         return "tf32" if tf32 and self.case.dtype == "float32" else self.case.dtype
 
     def tolerance(self, expected: Tensor) -> float:
-        """The largest error of a match with an output of the reference."""
+        """Largest error of an output that matches the reference's."""
         part = self.case.part if expected.is_floating_point() else "labels"
         return TOLERANCES[part][self.arithmetic]
 
     def candidate(self, name: str) -> BuiltCandidate:
-        """A candidate of `FORMS`, or what the backend of ours of that name does.
+        """A candidate of `FORMS`, or our backend of that name.
 
         Raises:
-            UnavailableError: it cannot be had here; the message says why.
+            UnavailableError: it cannot be built here; the message says why.
         """
         form = form_named(name)
         return BuiltCandidate(form, form.build(self.context, self.case.torch_dtype))
 
     def inputs(self, index: int) -> Inputs:
-        """The seeded random input set of a number, contiguous; of `PICTURES` one of bytes."""
+        """The seeded random input set of that number, contiguous; bytes for `PICTURES`."""
         device = self.context.device
         generator = torch.Generator(device).manual_seed(index)
         if self.case.subject in PICTURES:
@@ -361,10 +362,10 @@ class Subject:
         )
 
     def reference(self, *inputs: Tensor) -> Tensor:
-        """The output in float64 that all candidates must give, tf32 forbidden.
+        """The float64 output that all candidates must give, with TF32 forbidden.
 
-        Where these give labels, the scores of all classes, in float32: a network in float64 takes
-        as long as all that is measured of it.
+        If they return labels, it is the scores of all classes, in float32: a network in float64
+        takes as long as all of its measurements.
         """
         module, precision = self.module, torch.float64
         if isinstance(module, Labelled):
@@ -381,14 +382,14 @@ class Subject:
 
 @dataclass(frozen=True)
 class BuiltCandidate:
-    """A candidate of a subject, and what it was built to: inputs to output, on the device."""
+    """A candidate of a subject, and its function from inputs to output, on the device."""
 
     form: Candidate
     call: Call
 
 
 def subject_of(case: Case, device: torch.device, compiler: str) -> Subject:
-    """The subject of a case."""
+    """Make the subject of a case."""
     if case.part == "networks":
         part, needs = network_part(case.subject), NETWORK_NEEDS
     else:
@@ -405,5 +406,5 @@ def subject_of(case: Case, device: torch.device, compiler: str) -> Subject:
 
 
 def network_part(name: str) -> NetworkPart:
-    """A whole network, which gives labels."""
+    """A whole network, which returns labels."""
     return NetworkPart("", lambda: Labelled(create_model(name)), ((3, 1),), fused_network)

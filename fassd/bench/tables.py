@@ -1,4 +1,4 @@
-"""Reports of `fassd bench`: what each prints in a terminal, and writes as JSON."""
+"""Reports of `fassd bench`: their output in a terminal, and as JSON."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ Row = TypeVar("Row")
 
 
 class BenchReport:
-    """Base of the dataclasses that hold what a command of `fassd bench` found."""
+    """Base of the dataclasses for the results of the commands of `fassd bench`."""
 
     def to_json(self) -> dict[str, Any]:
-        """Every field, ready for `json.dump`; times in seconds."""
+        """All fields, ready for `json.dump`; times in seconds."""
         return {name: _as_json(value) for name, value in vars(self).items()}
 
     def parts(self, width: int) -> Iterable[RenderableType]:
-        """What is printed, from top to bottom; a plain str is a note, printed dim.
+        """The printed parts, from top to bottom; a plain str is a note, printed dim.
 
         Args:
-            width: of the terminal, in characters.
+            width: width of the terminal, in characters.
         """
         raise NotImplementedError
 
@@ -48,9 +48,9 @@ class BenchReport:
 
 
 def _as_json(value: Any) -> Any:
-    """A value of a report with lists, dicts and numbers in place of tuples and dataclasses.
+    """A value of a report with lists, dicts and numbers instead of tuples and dataclasses.
 
-    JSON has no word for what is no number: it becomes None.
+    JSON has no infinite numbers or NaN: they become None.
     """
     if hasattr(value, "to_json"):
         return value.to_json()
@@ -68,11 +68,11 @@ class Column(Generic[Row]):
     """A column of a table.
 
     Attributes:
-        heading: its title.
-        cell: the text of a row, in rich's markup.
-        total: what stands below all rows.
-        words: whether it is aligned left, as words are; numbers are aligned right.
-        wraps: whether a long text may be broken into lines.
+        heading: title of the column.
+        cell: function from a row to its text, in rich's markup.
+        total: text below all rows.
+        words: True aligns the column left, for words; numbers are aligned right.
+        wraps: True lets a long text be broken into lines.
     """
 
     heading: str
@@ -106,7 +106,7 @@ def report_table(rows: Iterable[Row], columns: Sequence[Column[Row]]) -> Table:
 
 
 def heading(job: Job, environment: Mapping[str, Any]) -> Text:
-    """Two lines above a table: what was measured, and on what machine (`machine.environment`)."""
+    """Two lines above a table: the job, and the machine (`machine.environment`)."""
     cuda = f" (CUDA {environment['cuda']})" if environment["device_type"] == "cuda" else ""
     text = Text(f"{job.model}", style="bold")
     text.append(
@@ -124,7 +124,7 @@ def milliseconds(timing: CallTimes) -> str:
 
 
 def or_dash(value: float | None, form: str, unit: float = 1) -> str:
-    """A value in a format, times a unit; a dash for none."""
+    """A value in a format, times a unit; a dash for None."""
     return "-" if value is None else format(unit * value, form)
 
 

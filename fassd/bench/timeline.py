@@ -1,8 +1,8 @@
-"""What a GPU did for one forward, kernel by kernel: the measured side of the time model.
+"""The measured side of the time model: a GPU's work for one forward pass, kernel by kernel.
 
-A network is captured as a CUDA graph and replayed under the profiler. What a launch took is the
-time from the end of the kernel before it to its own: gaps are in it, as in the prediction, and
-kernels that begin while others end are not counted twice.
+A network is captured as a CUDA graph and replayed under the profiler. The time of a launch is
+measured from the end of the previous kernel to its own end: it includes gaps, like the prediction,
+and does not count twice kernels that start while others end.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fassd_kernels.runtime.graph import capture
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel that ran; times in seconds, from any common begin."""
+    """A kernel that ran; times in seconds, from any common start."""
 
     name: str
     begin: float
@@ -37,8 +37,8 @@ class Timeline:
     """Replays of one network.
 
     Attributes:
-        replays: under the profiler, the kernels of each in order.
-        seconds: of whole replays without it.
+        replays: kernels of each replay under the profiler, in order.
+        seconds: seconds of whole replays without it.
     """
 
     replays: Sequence[Sequence[Kernel]]
@@ -46,7 +46,7 @@ class Timeline:
 
 
 def unmeasurable(gpu: str) -> str:
-    """Why launches cannot be measured on a GPU of this name here; empty if they can."""
+    """The reason why launches cannot be measured on a GPU of this name here; empty if they can."""
     if not torch.cuda.is_available():
         return "torch sees no CUDA GPU"
     here = torch.cuda.get_device_name()
@@ -57,10 +57,10 @@ def unmeasurable(gpu: str) -> str:
 
 
 def measured(prediction: Prediction, timeline: Timeline) -> Prediction:
-    """A prediction with the medians of what was measured beside it.
+    """A prediction combined with the medians of measurements.
 
     Raises:
-        ValueError: if the GPU ran other kernels than predicted.
+        ValueError: the GPU ran other kernels than predicted.
     """
     for kernels in timeline.replays:
         check_kernels(prediction.launches, kernels)
@@ -74,13 +74,13 @@ def measured(prediction: Prediction, timeline: Timeline) -> Prediction:
 
 
 def spans_of(kernels: Sequence[Kernel]) -> list[float]:
-    """Seconds from the end of the kernel before to the end of each; of the first, its own."""
+    """Seconds from the end of the previous kernel to the end of each; its own for the first."""
     ends = [kernels[0].begin, *(kernel.end for kernel in kernels)]
     return [after - before for before, after in itertools.pairwise(ends)]
 
 
 def check_kernels(launches: Sequence[PredictedLaunch], kernels: Sequence[Kernel]) -> None:
-    """See whether kernels are those of the launches.
+    """Check that kernels are those of the launches.
 
     Raises:
         ValueError: they are not.
@@ -101,7 +101,7 @@ def time_network(prediction: Prediction, rounds: int, classes: int, alpha: int) 
     Weights and picture are random: times do not depend on them.
 
     Raises:
-        RuntimeError: if the profiler is not allowed to see kernels.
+        RuntimeError: the profiler has no permission to see kernels.
     """
     place = torch.device("cuda", torch.cuda.current_device())
     dtype = getattr(torch, prediction.dtype)
@@ -116,7 +116,7 @@ def time_network(prediction: Prediction, rounds: int, classes: int, alpha: int) 
 
 
 def time_replays(model: nn.Module, picture: Tensor, rounds: int) -> Timeline:
-    """Capture a model on a GPU and replay it so many times without and with the profiler."""
+    """Capture a model on a GPU and replay it, `rounds` times each without and with the profiler."""
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 

@@ -1,4 +1,4 @@
-"""The command line `fassd`: one module per group of commands, `common` for what they share."""
+"""The command line `fassd`: one module per group of commands, and `common` for shared parts."""
 
 from fassd.cli import (
     bench,

@@ -1,4 +1,4 @@
-"""The sources of `fassd predict`, one after another, but for those that are finished."""
+"""The sources of `fassd predict`, one after another, except those that are finished."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Outcome:
-    """What a process made of its sources: results, those of an earlier run, and failures."""
+    """The result of a process for its sources: finished now, finished earlier, and failed."""
 
     pictures: list[tuple[PictureFile, Size, float]] = field(default_factory=list)
     videos: list[tuple[Video, Summary]] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Outcome:
         return len(self.pictures) + len(self.videos) + self.before
 
     def __add__(self, other: Outcome) -> Outcome:
-        """What two processes made, as one outcome."""
+        """The outcomes of two processes, as one."""
         return Outcome(*map(add, vars(self).values(), vars(other).values()))
 
 
@@ -60,15 +60,15 @@ class Batch:
     """Sources to be segmented with the same settings.
 
     Args:
-        output: the folder for the results, or the one file to write.
-        settings: those of pictures and videos.
-        network: those of the network: names of files, and values.
-        single: `output` is a file, which is always made anew.
-        again: so is everything else.
-        ids: those of a card, for a further file of each picture.
+        output: folder for the results, or the one file to write.
+        settings: settings of pictures and videos.
+        network: settings of the network: names of files, and values.
+        single: True if `output` is a file, which is always made again.
+        again: True makes all results again.
+        ids: ids of a card, for a further file of each picture.
 
     Raises:
-        ValueError: a further file is asked for, and there is one only.
+        ValueError: a further file is requested, but the output is a single file.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Batch:
         self._ranges: Counter[str] = Counter()
 
     def check(self, sources: Sequence[PictureFile | Video]) -> None:
-        """See that no result would take the place of a source.
+        """Check that no result would replace a source.
 
         Raises:
             ValueError: one would.
@@ -116,17 +116,17 @@ class Batch:
                     )
 
     def unfinished(self, sources: Sequence[PictureFile | Video]) -> list[PictureFile | Video]:
-        """Those that have to be done; the others count as done before."""
+        """The sources that are not finished; the others are counted as finished earlier."""
         for source in sources:
-            self._stamps[source] = _stamp(source)  # as they are before they are read
+            self._stamps[source] = _stamp(source)  # their state before they are read
         todo = [source for source in sources if not self._finished(source)]
         self.outcome.before = len(sources) - len(todo)
         return todo
 
     def do(self, sources: Sequence[PictureFile | Video], segmenter: Segmenter, shown: bool) -> None:
-        """Segment them, the pictures first, with progress bars if `shown`.
+        """Segment sources, the pictures first, with progress bars if `shown`.
 
-        A source that fails is reported, and the rest goes on.
+        A source that fails is reported, and the others continue.
 
         Raises:
             KeyboardInterrupt: Ctrl-C.
@@ -153,7 +153,7 @@ class Batch:
                 self.outcome.videos.append((video, summary))
 
     def _read(self, picture: PictureFile, bands: int | None) -> npt.NDArray[np.uint8]:
-        """Read one file; what is worth knowing of it is said once, and counted."""
+        """Read one file; remarks on it are printed once, and counted."""
         from fassd.io.bands import examine_bands
         from fassd.io.images import examine_image
         from fassd.io.levels import told
@@ -170,7 +170,7 @@ class Batch:
         return reading.pixels
 
     def _remark(self, picture: PictureFile, remarks: Sequence[str]) -> None:
-        """Say what there is to know of a picture, where it was not said of one before."""
+        """Print the remarks on a picture, unless they were printed for an earlier one."""
         for remark in remarks:
             if not self._remarks[remark]:
                 say(f"[yellow]warning:[/] {escape(f'{picture.path}: {remark}')}")
@@ -189,7 +189,7 @@ class Batch:
         segmenter: Segmenter,
         table: npt.NDArray[np.integer] | None,
     ) -> tuple[Size, float]:
-        """Segment one picture and write its results; its size, and the seconds of the network.
+        """Segment one picture and write its results; return its size and the network's seconds.
 
         Args:
             table: the id of each label, if ids are written.
@@ -228,13 +228,13 @@ class Batch:
         return Size(*labels.shape), seconds
 
     def _begin(self, source: PictureFile | Video) -> None:
-        """Note what is about to be written: from then on it is known as a result."""
+        """Record the files that are about to be written: from then on they count as results."""
         if self._record is not None:
             self._record.begin(self._name(source))
 
     @contextlib.contextmanager
     def _reporting(self, source: PictureFile | Video) -> Iterator[None]:
-        """Note the source as finished; if an error comes, say so instead."""
+        """Record the source as finished; or report an error, if one is raised."""
         stamp = self._stamps[source]
         try:
             yield
@@ -271,7 +271,7 @@ class Batch:
         return self._results(source)[0].relative_to(self.output).as_posix()
 
     def _made_by(self, source: PictureFile | Video) -> dict[str, Any]:
-        """What decides the results besides the source."""
+        """The settings that determine the results, besides the source."""
         from fassd.io.find import PictureFile
 
         own: dict[str, Any] = {"opacity": self.settings.opacity, "range": self.settings.range}
@@ -288,26 +288,26 @@ class Batch:
 
 
 def _identified(setting: Any) -> Any:
-    """A setting, or what tells the file that it names from others of this name."""
+    """A setting, or for the name of a file, the state that identifies its content."""
     named = isinstance(setting, str) and Path(setting).is_file()
     return stamp([setting]) if named else setting
 
 
 def _stamp(source: PictureFile | Video) -> Stamp | None:
-    """The state of the source's files; None where there are none, or they cannot be seen."""
+    """The state of the source's files; None if there are none, or they are inaccessible."""
     from fassd.io.find import PictureFile
 
     files = [source.path] if isinstance(source, PictureFile) else source_files(source)
     try:
         return stamp(files) if files else None
-    except OSError:  # reading it will tell
+    except OSError:  # reading it reports the error
         return None
 
 
 def _reason(source: str | Path, error: Exception) -> str:
-    """What to tell of an error that a source caused."""
+    """Message for an error that a source caused."""
     reason = str(error) or type(error).__name__
-    # PyTorch's errors of memory are RuntimeErrors.
+    # PyTorch reports a lack of memory as a RuntimeError.
     if isinstance(error, MemoryError) or re.search(
         "allocate memory|(not enough|out of) memory|bad_alloc", reason
     ):

@@ -1,4 +1,4 @@
-"""`fassd bench`, a group of five commands: how fast this machine is."""
+"""`fassd bench`, a group of five commands: the speed of this machine."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ Plot = Annotated[Path | None, typer.Option(metavar="PNG", help="Also draw the fi
 
 @dataclass(frozen=True)
 class InputOptions:
-    """What a network takes and computes in."""
+    """The input and the precision of a network."""
 
     dtype: options.Dtype = "float32"
     size: InputSize = FULL_SIZE
@@ -99,7 +99,7 @@ class InputOptions:
 
 @dataclass(frozen=True)
 class OtherOptions:
-    """A network of others in place of this project's."""
+    """A network of another project in place of this project's."""
 
     module: Annotated[
         str | None,
@@ -118,13 +118,13 @@ class OtherOptions:
     ] = None
 
     def pick(self, beside: Sequence[str]) -> str | None:
-        """What a job calls the network; None without one.
+        """The network's name in a job; None without one.
 
         Args:
             beside: options on the command line that choose a network of this project, or its form.
 
         Raises:
-            ValueError: several options that contradict one another; or no name of a factory.
+            ValueError: several options contradict one another; or a factory's name is invalid.
         """
         given = {f"--{name}": value for name, value in vars(self).items() if value is not None}
         if not given:
@@ -139,7 +139,7 @@ class OtherOptions:
 
 @dataclass(frozen=True)
 class RoundOptions:
-    """How often it is measured, on what."""
+    """The number of rounds, and the device."""
 
     repeats: Repeats = 10
     warmup: Warmup = 2
@@ -148,7 +148,7 @@ class RoundOptions:
 
 
 class BenchGroup(CommandGroup):
-    """`fassd bench`, which for one release also takes the spelling of its one command of old."""
+    """`fassd bench`, which for one release also accepts the options of its former one command."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not ctx.resilient_parsing:  # not completing a command line
@@ -157,9 +157,9 @@ class BenchGroup(CommandGroup):
 
 
 def with_command(args: list[str]) -> list[str]:
-    """Arguments of `fassd bench`, an old spelling as what it is now, with a warning.
+    """Arguments of `fassd bench`; former spellings are converted, with a warning.
 
-    An old spelling begins with an option, or is empty.
+    A former spelling begins with an option, or is empty.
     """
     if args and (args[0] in ("-h", "--help") or not args[0].startswith("-")):
         return args
@@ -183,8 +183,8 @@ def with_command(args: list[str]) -> list[str]:
         command, means = ["launches", found["--predict"]], ("--predict", "--layers")
     else:
         command, means = ["layers"] if "--layers" in found else ["run"], ("--layers",)
-    left += [name for name in found if name not in means]  # refused, as it was
-    if command[0] in ("compare", "layers", "launches"):  # which never measured it
+    left += [name for name in found if name not in means]  # refused, as before
+    if command[0] in ("compare", "layers", "launches"):  # these commands never measured it
         left = [word for word in left if word not in ("--memory", "--no-memory")]
     say(
         "[yellow]warning:[/] this spelling goes with the next release; "
@@ -461,6 +461,6 @@ def compare(
 
 
 def _is_given(context: typer.Context, name: str) -> bool:
-    """Whether an option stands on the command line."""
+    """True if an option was given on the command line."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"

@@ -1,6 +1,6 @@
-"""What every command shares: the application, and the network that it is about.
+"""Parts that all commands share: the application, and the options that choose a network.
 
-PyTorch is imported inside the commands: `fassd --help` answers at once.
+PyTorch is imported inside the commands, so that `fassd --help` answers at once.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ UsageError: Any = typer.BadParameter.__base__  # of options and arguments
 
 
 class CommandGroup(TyperGroup):
-    """Reflows help texts; makes one line of a warning or an expected error (exit code 2)."""
+    """Reflows help texts; prints a warning or an expected error (exit code 2) in one line."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         for command in self.commands.values():
-            # typer keeps the line breaks of docstrings, which then meet those of the terminal.
+            # typer keeps the line breaks of docstrings in addition to those of the terminal.
             paragraphs = (command.help or "").split("\n\n")
             command.help = "\n\n".join(" ".join(text.split()) for text in paragraphs)
 
@@ -53,7 +53,7 @@ class CommandGroup(TyperGroup):
         except KeyboardInterrupt:
             say("stopped")
             raise typer.Exit(130) from None
-        except (typer.Exit, typer.Abort):  # RuntimeErrors, too
+        except (typer.Exit, typer.Abort):  # they are RuntimeErrors, too
             raise
         except UsageError as error:
             error.message = visible(error.message)
@@ -87,7 +87,7 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-# What they time is the user's own program, which OpenMP lets wait in its own way.
+# These commands time the user's own program, whose OpenMP settings apply.
 TIMING = ("bench", "demo", "report")
 
 
@@ -131,12 +131,12 @@ def set_threads(threads: int | None) -> None:
 
 
 class Network(NamedTuple):
-    """What `fassd.Segmenter` takes for the options that choose a network.
+    """Arguments of `fassd.Segmenter` for the options that choose a network.
 
     Attributes:
-        model: name of a network, or an exported file.
-        weights: None for random ones, or those of an exported file.
-        classes, alpha: None for those of an exported file.
+        model: name of a network, or path of an exported file.
+        weights: name or path of the weights; None for random ones, or those of an exported file.
+        classes, alpha: number of classes, and alpha; None for those of an exported file.
     """
 
     model: str
@@ -154,13 +154,13 @@ def pick_network(
     *,
     default_classes: int = 19,
 ) -> Network:
-    """What --model, --weights, --classes, --alpha and --encoder-name choose, None where they are
-    not given.
+    """The network that --model, --weights, --classes, --alpha and --encoder-name choose, each None
+    if not given.
 
     Args:
-        model: a name, a file of `fassd train` in its place, or an exported file.
-        encoder_name: of timm, which becomes a part of the network's name.
-        default_classes: number where neither --classes nor the file of weights tells it.
+        model: name, path of a file of `fassd train` instead, or of an exported file.
+        encoder_name: name of an encoder of timm, which becomes a part of the network's name.
+        default_classes: number of classes if neither --classes nor the weights' file states it.
 
     Raises:
         ValueError: an option contradicts the file; the message names both.
@@ -189,7 +189,7 @@ def pick_network(
 
 
 def split_model(text: str) -> tuple[str, str | None]:
-    """NAME and WEIGHTS of NAME=WEIGHTS; a name or a file alone has no weights beside it."""
+    """NAME and WEIGHTS of NAME=WEIGHTS; for only a name or a file the weights are None."""
     from fassd.models.variants import is_name
     from fassd.models.zoo import is_weights_file
 
@@ -200,11 +200,11 @@ def split_model(text: str) -> tuple[str, str | None]:
 
 
 def tell_weights(weights: str | None, network: Any = None) -> None:
-    """Say what weights are worth, where that is less than one may expect.
+    """Print a note on the quality of the weights, if it is less than expected.
 
     Args:
-        weights: those that were picked.
-        network: if it is an exported file, it tells its own.
+        weights: weights that were chosen.
+        network: network; an exported file states its own weights.
     """
     weights = weights_of(weights, network)
     if weights in ABOUT_WEIGHTS:
@@ -212,13 +212,13 @@ def tell_weights(weights: str | None, network: Any = None) -> None:
 
 
 def device_for(model: str | None, device: str | None) -> str | None:
-    """The device that was asked for, or where an exported file runs."""
+    """The requested device, or that of an exported file."""
     from fassd.export import default_device, is_exported
 
     return default_device(model) if device is None and is_exported(model) else device
 
 
 def weights_of(weights: str | None, network: Any) -> str | None:
-    """The weights that were picked, or those that an exported file tells of."""
+    """The chosen weights, or those that an exported file states."""
     exported = getattr(network, "metadata", None)
     return weights if exported is None else exported.weights

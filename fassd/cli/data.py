@@ -1,4 +1,4 @@
-"""`fassd data`: shipped cards, new ones, and whether a dataset is whole."""
+"""`fassd data`: shipped cards, new ones, and the check of a dataset."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def list_() -> None:
 
     table = plain_table("card", ">classes", "splits", "")
     for name in shipped_cards():
-        card = load_card(name, root=CARDS)  # any folder: nothing is looked for in it
+        card = load_card(name, root=CARDS)  # any folder: no files are searched for
         table.add_row(name, str(card.num_classes), ", ".join(card.splits), card.description)
     console().print(table)
     say(f"files: {escape(str(CARDS))}")
@@ -144,7 +144,7 @@ def _splits_table(report: CheckReport) -> Table:
 
 
 def _sizes(split: SplitReport) -> str:
-    """The commonest sizes, with their counts where there are several."""
+    """The most frequent sizes, with their numbers if there are several."""
     if len(split.sizes) == 1:
         return "{}x{}".format(*next(iter(split.sizes)))
     common = split.sizes.most_common(SIZES_SHOWN)

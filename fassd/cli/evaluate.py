@@ -1,4 +1,4 @@
-"""`fassd val` and `fassd compare`: how well networks do on a data set, in figures and to see."""
+"""`fassd val` and `fassd compare`: the quality of networks, in figures and pictures."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 CITYSCAPES_CLASSES = 19
 NAMED_WEIGHTS = (None, "streets", "synthetic", "cityscapes", "random")
-LEGEND_UP_TO = 40  # classes; of more, the legend shows those that occur
+LEGEND_UP_TO = 40  # largest number of classes in a full legend; for more, it shows those that occur
 OF_THE_TALK = ["fc_hardnet_70", "fassd_net", "fassd_net_l1", "fassd_net_l2"]
 
 Data = Annotated[
@@ -127,7 +127,7 @@ def val(
     from fassd.data import SegmentationDataset, load_card
     from fassd.distributed import is_main, process_group
 
-    if output is not None:  # a mistake in where to write shows before the work, not after it
+    if output is not None:  # a wrong output path is reported before the work, not after it
         check_folder(output)
     check_file(json_)
     set_threads(threads)
@@ -158,7 +158,7 @@ def val(
             "limit": limit,
         }
         exported = getattr(network, "metadata", None)
-        if exported is not None:  # the file tells what it was made with
+        if exported is not None:  # the file states its own settings
             told = {"alpha": exported.alpha, "dtype": exported.dtype, "exported": exported.variant}
             settings.update(told)
         _report(evaluation, settings, home, json_, output)
@@ -173,7 +173,7 @@ def _network_for(
     alpha: int | None,
     encoder_name: str | None = None,
 ) -> Network:
-    """What the options choose; of Cityscapes' classes where the card covers those of a list."""
+    """The network of the options; with Cityscapes' classes if the card covers those of a list."""
     from fassd.models.checkpoint import classes_in
     from fassd.models.zoo import is_weights_file
 
@@ -181,16 +181,16 @@ def _network_for(
     file = model if is_weights_file(model) else weights
     if card.covers and file in NAMED_WEIGHTS:
         count = CITYSCAPES_CLASSES
-    elif card.covers and file is not None:  # it may not tell its classes, but has a head
+    elif card.covers and file is not None:  # it may not name its classes, but has a head
         count = classes_in(file) or count
     return pick_network(model, weights, None, alpha, encoder_name, default_classes=count)
 
 
 def _check_classes(network: torch.nn.Module, card: Card, chosen: Network) -> Match:
-    """How the classes of a network and a card fit, before any picture is read.
+    """Match the classes of a network and a card, before any picture is read.
 
     Raises:
-        ValueError: they do not fit; the message names the file of weights.
+        ValueError: they do not match; the message names the file of weights.
     """
     from fassd.evaluation.evaluate import matched
 
@@ -209,7 +209,7 @@ def _evaluated(
     without: Sequence[str],
     calibration: Calibration | None,
 ) -> Evaluation:
-    """Evaluate with a progress bar, of the main process's own pictures."""
+    """Evaluate with a progress bar for the main process's own pictures."""
     from fassd.distributed import rank, world_size
     from fassd.training import evaluate
 
@@ -235,7 +235,7 @@ def _report(
     json_: Path | None,
     output: Path | None,
 ) -> None:
-    """Print, and write the files that were asked for."""
+    """Print the result, and write the requested files."""
     from fassd.bench.machine import environment
     from fassd.evaluation.confusion import write_csv, write_heat_map
 
@@ -378,7 +378,7 @@ def _networks(
 
 
 def _titles(networks: list[Network]) -> list[str]:
-    """Headings of their columns; where a network comes twice, with its weights."""
+    """Headings of the columns; with the weights if a network occurs twice."""
     from fassd.models.variants import get_variant
 
     titles = [get_variant(chosen.model).title for chosen in networks]
@@ -447,6 +447,6 @@ def _segmenter(network: Network, backend: str, dtype: str, device: torch.device)
     from fassd.cli.predict import build_segmenter
 
     with warnings.catch_warnings():
-        if backend == "auto":  # then it is no loss that a baseline has nothing to accelerate
+        if backend == "auto":  # a baseline may have nothing to accelerate
             warnings.filterwarnings("ignore", message=".*nothing was swapped")
         return build_segmenter(network, backend, dtype, device)

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from fassd.export import Exporter, Request, Verification
     from fassd.io.palette import LabelClass
 
-STREETS = 4  # generated pictures that a file is verified on
-OTHER_SIZE = (400, 712)  # a size that a file for any size was not traced at
-CALIBRATION = 64  # pictures, at most
+STREETS = 4  # number of generated pictures on which a file is verified
+OTHER_SIZE = (400, 712)  # a size different from the one traced for any size
+CALIBRATION = 64  # maximum number of pictures
 
 
 def parse_any_size(text: str | Size) -> Size | None:
@@ -156,7 +156,7 @@ def export(
     [cyan]tensorrt[/]: an engine for the GPU that is here; without TensorRT, the ONNX file and the
     trtexec line that builds it.
 
-    The file tells what it is (network, classes, colours, normalisation, size, versions), and
+    The file describes itself (network, classes, colours, normalisation, size, versions), and
     [cyan]fassd val[/], [cyan]predict[/] and [cyan]bench[/] take it as --model.
 
     Exit code: 0 done, 2 nothing written; a file that fails --verify is not written.
@@ -224,7 +224,7 @@ def export(
 
 
 def _kind(file: Path, asked: str | None) -> str:
-    """The format of a file, by its ending if it is not asked for."""
+    """The format of a file, by its ending unless it is given."""
     from fassd.export import FORMAT_OF, SUFFIX_OF, ExportError
 
     kind = asked or FORMAT_OF.get(file.suffix)
@@ -237,13 +237,13 @@ def _kind(file: Path, asked: str | None) -> str:
 
 
 def _classes(card: str | None, classes: int | None) -> tuple[LabelClass, ...]:
-    """Names and colours of a card's classes; none where no card is given."""
+    """Names and colours of a card's classes; empty if no card is given."""
     if card is None:
         return ()
     from fassd.data.card import CARDS
     from fassd.data.cardfile import load_card
 
-    found = tuple(load_card(card, root=CARDS).classes)  # any folder: nothing is looked for in it
+    found = tuple(load_card(card, root=CARDS).classes)  # any folder: no files are searched for
     if classes not in (None, len(found)):
         raise ValueError(f"--classes {classes}: the card {card} has {len(found)} classes")
     return found
@@ -291,13 +291,13 @@ def _has_tensorrt() -> bool:
 
 
 def _verifies(verify: bool | None, request: Request, by_hand: bool) -> bool:
-    """Whether to verify: as it was asked, or where the runtime is here.
+    """True if the file is to be verified: as requested, or if the runtime is installed.
 
     Args:
-        by_hand: of TensorRT, the ONNX file alone is written.
+        by_hand: True if, for TensorRT, only the ONNX file is written.
 
     Raises:
-        ValueError: it was asked for, and means nothing.
+        ValueError: verification was requested, but is meaningless.
     """
     from fassd.export import SUFFIX_OF
     from fassd.export.runtimes import RUNTIMES, is_installed
@@ -321,7 +321,7 @@ def _verifies(verify: bool | None, request: Request, by_hand: bool) -> bool:
 def _write_for_trtexec(
     exporter: Exporter, onnx: Path, engine: str, calibrating: list[npt.NDArray[np.uint8]]
 ) -> None:
-    """The ONNX file, and the metadata of the engine that it becomes."""
+    """Write the ONNX file, and the metadata of the future engine."""
     from fassd.export.tensorrt_file import sidecar
 
     onnx.write_bytes(exporter.onnx(calibrating).SerializeToString())
@@ -335,11 +335,11 @@ def _verified(
     pictures: list[str] | None,
     tolerance: float | None,
 ) -> Verification:
-    """Compare a file that has no name yet with its source.
+    """Compare a file that does not have its name yet with its source.
 
     Args:
-        path: the name that it will have.
-        pictures: what to compare them on.
+        path: path that it will have.
+        pictures: pictures to compare on.
         tolerance: per cent of the labels that may differ.
 
     Raises:
@@ -366,7 +366,7 @@ def _tell(
     json_: Path | None,
     by_hand: bool,
 ) -> None:
-    """Say what was written and how near it is; the same as JSON."""
+    """Print what was written and its agreement; the same as JSON."""
     import json
 
     from fassd.export.tensorrt_file import sidecar, trtexec

@@ -1,4 +1,4 @@
-"""`fassd info`: what the networks are and cost."""
+"""`fassd info`: networks and their costs."""
 
 from __future__ import annotations
 
@@ -80,10 +80,10 @@ def info(
 
 
 def _encoders(pattern: str) -> Table:
-    """Those of timm whose names fit.
+    """Table of timm's encoders with matching names.
 
     Raises:
-        ValueError: none does.
+        ValueError: no name matches.
     """
     from fassd.bench.costs.encoders import encoder_costs
 

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 def job_of(*groups: Any, **fields: Any) -> Job:
-    """The job of the network that options choose.
+    """Make the job of the network that options choose.
 
     Args:
-        groups: dataclasses of options that are named as the job's fields.
-        fields: further ones.
+        groups: dataclasses of options that have the names of the job's fields.
+        fields: further fields.
     """
     from fassd.bench.jobs import Job
 
@@ -32,10 +32,10 @@ def job_of(*groups: Any, **fields: Any) -> Job:
 
 
 def check_png(option: str, path: Path) -> None:
-    """See whether a picture can be written.
+    """Check that a picture can be written.
 
     Raises:
-        ValueError: it is no PNG file by its name.
+        ValueError: its name is not that of a PNG file.
         OSError: it cannot be written there.
     """
 
@@ -45,10 +45,10 @@ def check_png(option: str, path: Path) -> None:
 
 
 def check_files(model: str | None, json_: Path | None, plot: Path | None) -> None:
-    """See whether a network is no exported file, and whether results can be written.
+    """Check that a network is not an exported file, and that results can be written.
 
     Raises:
-        ValueError: a file that cannot be taken.
+        ValueError: a file is not acceptable.
         ImportError: a plot needs matplotlib, which is missing.
     """
     from fassd.bench.charts import check_matplotlib
@@ -66,11 +66,11 @@ def job_of_file(job: Job, weights: str | None, given: list[str]) -> Job:
     """The job that compares an exported file with the network that it was made from.
 
     Args:
-        given: fields of the job that stand on the command line.
+        given: names of the job's fields that were given on the command line.
 
     Raises:
-        ValueError: one of those contradicts the file; or the file does not tell which weights it
-            holds, and none are given.
+        ValueError: one of those contradicts the file; or the file does not state its weights, and
+            none are given.
     """
     from fassd.export import ExportedNetwork
 
@@ -123,7 +123,7 @@ def every_network(job: Job, weights: str | None) -> list[Job]:
 
 
 def other_networks(job: Job) -> list[Job]:
-    """`job` for every published network of others; warns of those whose package is missing."""
+    """`job` for every published network of other projects; warns of missing packages."""
     from fassd.bench.others import OTHERS
 
     for network in OTHERS:
@@ -134,9 +134,9 @@ def other_networks(job: Job) -> list[Job]:
 
 
 def measure(run: Callable[..., Any], jobs: Sequence[Job]) -> Any:
-    """What `run` returns, which measures `jobs` and takes `step` and `tick`; a progress bar.
+    """Run `run`, which measures `jobs` and takes `step` and `tick`, with a progress bar.
 
-    After Ctrl-C, what was measured until then, marked as `interrupted`.
+    After Ctrl-C, it returns the measurements until then, marked as `interrupted`.
     """
     from fassd.bench.run import Interrupted
 
@@ -152,10 +152,10 @@ def measure(run: Callable[..., Any], jobs: Sequence[Job]) -> Any:
 
 
 def deliver(report: Any, json_: Path | None, plot: Path | None = None) -> None:
-    """Print a report, and write its figures and its plot where asked for.
+    """Print a report, and write its figures and its plot if requested.
 
     Raises:
-        KeyboardInterrupt: after that, if the measurement was interrupted.
+        KeyboardInterrupt: raised afterwards if the measurement was interrupted.
     """
     console().print(report)
     if json_ is not None:

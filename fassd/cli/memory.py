@@ -1,4 +1,4 @@
-"""A bound on a process's memory, so that what does not fit is an error and not the end of it."""
+"""A limit on a process's memory, so that exceeding it is an error and does not kill the process."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 @contextlib.contextmanager
 def bounded_memory(processes: int = 1) -> Iterator[None]:
-    """Let allocations fail where the machine, or its container, has no memory left for them.
+    """Let allocations fail when the machine, or its container, has no memory left for them.
 
-    Linux promises memory that it does not have, and then kills a process that uses it. Elsewhere,
-    and where a GPU's driver maps memory of its own, nothing is bound.
+    Linux promises memory that it does not have, and then kills a process that uses it. On other
+    systems, and if a GPU's driver maps memory of its own, there is no limit.
 
     Args:
-        processes: how many share the machine's memory.
+        processes: number of processes that share the machine's memory.
     """
     import torch
 
@@ -30,7 +30,7 @@ def bounded_memory(processes: int = 1) -> Iterator[None]:
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    with contextlib.suppress(OSError, KeyError):  # a kernel that does not tell
+    with contextlib.suppress(OSError, KeyError):  # a kernel without these figures
         limit = _sizes("/proc/self/status")["VmData"] + _free() // processes
         limit = min([limit, *(each for each in before if each != resource.RLIM_INFINITY)])
         resource.setrlimit(resource.RLIMIT_DATA, (limit, before[1]))
@@ -41,7 +41,7 @@ def bounded_memory(processes: int = 1) -> Iterator[None]:
 
 
 def _free() -> int:
-    """Bytes that the machine can still give, or the groups that the process is in."""
+    """Free bytes of the machine, or of the process's control groups."""
     machine = _sizes("/proc/meminfo")
     free = machine["MemAvailable"] + machine["SwapFree"]
     group = Path("/proc/self/cgroup").read_text().partition("0::/")[2].strip()

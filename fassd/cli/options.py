@@ -1,4 +1,4 @@
-"""Options that several commands share, and what reads their values."""
+"""Options that several commands share, and the parsers of their values."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def parse_size(text: str | Size) -> Size:
     """Read "HxW".
 
     Raises:
-        typer.BadParameter: it is not two positive whole numbers with an x between.
+        typer.BadParameter: it is not two positive whole numbers with an x between them.
     """
     if isinstance(text, Size):
         return text
@@ -47,9 +47,9 @@ def parse_size(text: str | Size) -> Size:
 
 
 def listed(parse: Callable[[str], Value]) -> Callable[[Any], Sequence[Value]]:
-    """A parser of values with commas between them, each of which `parse` reads."""
+    """A parser of values separated by commas, each of which `parse` reads."""
 
-    def parse_list(text: str | Sequence[Value]) -> Sequence[Value]:  # a default is read already
+    def parse_list(text: str | Sequence[Value]) -> Sequence[Value]:  # a default is parsed already
         return [parse(part.strip()) for part in text.split(",")] if isinstance(text, str) else text
 
     return parse_list
@@ -62,8 +62,8 @@ def numbers(
 
     Args:
         kind: int or float.
-        what: what the error of something else says that it is none of.
-        least: the lowest one that is accepted.
+        what: name of the accepted numbers, for the error.
+        least: smallest accepted number.
     """
 
     def parse(text: str) -> float:
@@ -78,10 +78,10 @@ def numbers(
 
 
 def parse_dtype(text: str) -> str:
-    """Read one of `DTYPES`.
+    """Parse one of `DTYPES`.
 
     Raises:
-        typer.BadParameter: it is none.
+        typer.BadParameter: it is not one of them.
     """
     if text not in DTYPES:
         raise typer.BadParameter(f"{text!r} is not one of {', '.join(DTYPES)}")
@@ -94,7 +94,7 @@ FULL_SIZE = Size(1024, 2048)
 
 
 def size_option(*names: str, help: str) -> Any:
-    """An option that takes a `Size`, by default `FULL_SIZE`."""
+    """An option with a `Size` as its value, by default `FULL_SIZE`."""
     return typer.Option(
         *names, parser=parse_size, metavar="HxW", show_default=str(FULL_SIZE), help=help
     )
@@ -181,7 +181,7 @@ Seed = Annotated[int, typer.Option(min=0, help="Which street scene.")]
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """The options that choose a network and what runs it."""
+    """The options that choose a network and its backend."""
 
     model: Model = None
     weights: Weights = None
@@ -191,14 +191,14 @@ class NetworkOptions:
     backend: Backend = "auto"
 
     def pick(self) -> Network:
-        """What they choose, see `pick_network`."""
+        """The chosen network, see `pick_network`."""
         return pick_network(self.model, self.weights, self.classes, self.alpha, self.encoder_name)
 
 
 def with_groups(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Let parameters of a command that are dataclasses stand for the options that are their fields.
+    """Let parameters of a command be dataclasses, whose fields become its options.
 
-    Typer knows options by the parameters of a function alone.
+    Typer only finds options in the parameters of a function.
     """
     groups: dict[str, type[Any]] = {}
     options: list[inspect.Parameter] = []
@@ -218,9 +218,9 @@ def with_groups(command: Callable[..., Any]) -> Callable[..., Any]:
             given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
         return command(**given)
 
-    keyword = inspect.Parameter.KEYWORD_ONLY  # so that one without default may follow others
+    keyword = inspect.Parameter.KEYWORD_ONLY  # so that one without a default may follow others
     signature = inspect.Signature([option.replace(kind=keyword) for option in options])
-    # typer reads the signature from here; a function's type does not declare the attribute
+    # typer reads the signature from here, but a function's type does not declare the attribute
     called.__signature__ = signature  # type: ignore[attr-defined]
     return called
 

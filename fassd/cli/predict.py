@@ -198,7 +198,7 @@ def build_segmenter(
 
     from fassd.inference.segmenter import Segmenter
 
-    torch.manual_seed(0)  # random weights, where none are given, are the same in every run
+    torch.manual_seed(0)  # random weights, without given ones, are the same in every run
     return Segmenter(
         network.model,
         weights=network.weights,
@@ -230,7 +230,7 @@ def _summary(done: list[tuple[PictureFile, Size, float]]) -> Table:
 def _report(
     outcome: Outcome, found: list[PictureFile | Video], failed: int, seconds: float, output: Path
 ) -> None:
-    """Tables of what was done, and the count."""
+    """Tables of the results, and their number."""
     from fassd.io.find import Video
 
     if outcome.pictures:

@@ -183,7 +183,7 @@ def _offered(
     alpha: int | None,
     encoder_name: str | None = None,
 ) -> dict[str, Network]:
-    """What --model and --weights name, by the name under which it is offered."""
+    """The networks of --model and --weights, by the name under which they are offered."""
     from fassd.export import is_exported
     from fassd.models.variants import get_variant
 
@@ -205,7 +205,7 @@ def _offered(
 
 
 def _try_out(networks: Networks, choice: Choice, network: Network) -> ModelInfo:
-    """Load a network and label a small picture: what cannot work shows before the server is up."""
+    """Load a network and label a small picture, to find errors before the server starts."""
     import numpy as np
 
     from fassd.export import is_exported
@@ -249,7 +249,7 @@ def _catalog(
 
 
 def _backends(device: str | None, default: str) -> list[str]:
-    """What can be chosen on this device: plain PyTorch, and what there is of fused kernels."""
+    """Available backends on this device: plain PyTorch, and fused kernels if there are any."""
     import fassd_kernels
     from fassd.models.device import pick_device
 

@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     from fassd.io.tiff import ArrayRows, TiffRows
 
 PANEL = "Pictures of any size"
-VIEWS = ("size", "scales", "flip")  # options that tiles know, being pictures themselves
+VIEWS = ("size", "scales", "flip")  # options that tiles support, being pictures themselves
 UNITS = {"": 1, "k": 10, "m": 20, "g": 30, "t": 40}
 
 
 def parse_bytes(text: str | int) -> int:
-    """Read a number of bytes: 2GiB, 500MB (of 1024s, both), 1000000.
+    """Parse a number of bytes: 2GiB, 500MB (both of 1024s), 1000000.
 
     Raises:
-        typer.BadParameter: it is none.
+        typer.BadParameter: it is not a number of bytes.
     """
     if isinstance(text, int):
         return text
@@ -86,7 +86,7 @@ Scratch = Annotated[
 
 @dataclass(frozen=True)
 class StripOptions:
-    """How pictures are done that do not fit in memory."""
+    """The options for pictures that do not fit into memory."""
 
     strips: Strips = False
     tiles: Tiles = None
@@ -95,18 +95,18 @@ class StripOptions:
 
     @property
     def asked(self) -> bool:
-        """Whether pictures are done by parts."""
+        """True if pictures are processed by parts."""
         return self.strips or self.tiles is not None
 
     def check(
         self, found: Sequence[PictureFile | Video], output: Path, others: Mapping[str, Any]
     ) -> None:
-        """See whether they go with the sources and the other options.
+        """Check that these options go with the sources and the other options.
 
         Args:
-            found: the sources.
-            output: where results go.
-            others: options that strips know nothing of, by name, with their values.
+            found: sources.
+            output: file or folder for the results.
+            others: options that strips do not support, by name, with their values.
 
         Raises:
             ValueError: they do not.
@@ -199,7 +199,7 @@ class StripBatch(Batch):
 
     @contextlib.contextmanager
     def _rows(self, picture: PictureFile) -> Iterator[TiffRows | ArrayRows]:
-        """A file's rows; what is worth knowing of it is said once, and counted."""
+        """A file's rows; remarks on it are printed once, and counted."""
         from fassd.inference.large import rows_of
 
         with rows_of(picture.path, self.settings.range, self.settings.max_pixels) as rows:

@@ -1,4 +1,4 @@
-"""`--temperature` of `fassd val`: how sure a network's probabilities are, told, fitted and kept."""
+"""`--temperature` of `fassd val`: calibration of a network's probabilities, and its fit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FIT = "fit"
 
 
 def parse_temperature(text: str | float) -> str | float:
-    """Read a temperature, or `FIT`.
+    """Parse a temperature, or `FIT`.
 
     Raises:
         typer.BadParameter: it is neither.
@@ -47,11 +47,11 @@ Temperature = Annotated[
 def calibration_of(
     network: torch.nn.Module, chosen: Network, temperature: str | float | None
 ) -> Calibration | None:
-    """What counts probabilities, at a temperature or the network's own; None of labels alone.
+    """The calibration to update, at a temperature or the network's own; None for only labels.
 
     Raises:
-        ValueError: a temperature is to be fitted, and there is no file to keep it in; or it is
-            given for labels alone.
+        ValueError: a temperature is to be fitted, but there is no file to store it in; or one is
+            given, but there are only labels.
     """
     from fassd.evaluation.calibration import Calibration
     from fassd.models.info import set_temperature, temperature_of
@@ -68,7 +68,7 @@ def calibration_of(
 
 
 def keep_fitted(chosen: Network, calibration: Calibration | None) -> None:
-    """Write the temperature that was fitted, if one was, into the file of the weights."""
+    """Write the fitted temperature, if there is one, into the file of the weights."""
     from fassd.evaluation.calibration import keep_temperature
 
     if calibration is None or calibration.fitted is None:
@@ -78,7 +78,7 @@ def keep_fitted(chosen: Network, calibration: Calibration | None) -> None:
 
 
 def _keeper(chosen: Network) -> Path:
-    """The file of weights that keeps a fitted temperature."""
+    """The file of weights that stores a fitted temperature."""
     from fassd.models.zoo import is_weights_file
 
     file = chosen.model if is_weights_file(chosen.model) else chosen.weights

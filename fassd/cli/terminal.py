@@ -1,4 +1,4 @@
-"""Output of commands: lines, tables and progress that no text from elsewhere can steer."""
+"""Output of commands: lines, tables and progress that text from elsewhere cannot control."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from fassd.io.files import replacing
 if TYPE_CHECKING:
     from fassd.io.palette import LabelClass
 
-IN_ASCII = {"±": "+-", "█": "#", "…": "..."}  # what our own tables hold
+IN_ASCII = {"±": "+-", "█": "#", "…": "..."}  # characters in our own tables
 UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # categories of Unicode
 
 
 def visible(text: str, but: str = "") -> str:
-    """`text` with escapes for control characters, and for others that are not seen.
+    """`text` with escapes for control characters, and for other invisible ones.
 
-    What names of files and classes hold can then neither steer the terminal nor look like
-    something else: C0, C1, marks of direction, lone surrogates, breaks of lines.
+    Names of files and classes can then neither control the terminal nor be mistaken for something
+    else: C0, C1, marks of direction, lone surrogates, line breaks.
 
     Args:
         but: characters that stay.
@@ -53,17 +53,17 @@ def visible(text: str, but: str = "") -> str:
 
 
 def escape(text: str) -> str:
-    """Markup of a text from elsewhere, which is printed as it is but for what is not seen."""
+    """Markup of a text from elsewhere, printed literally with escapes for invisible characters."""
     return escape_markup(visible(text))
 
 
 def escape_lines(text: str) -> str:
-    """Likewise of several lines; those after the first are set in, to be told from our own."""
+    """The same for several lines; those after the first are indented, unlike our own."""
     return "\n  ".join(map(escape, text.split("\n")))
 
 
 def _encodable(error: UnicodeError) -> tuple[str, int]:
-    """Handler of characters that an output's encoding lacks, see `codecs.register_error`."""
+    """Handler for characters that an output's encoding lacks, see `codecs.register_error`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     missing = error.object[error.start : error.end]
@@ -77,9 +77,9 @@ codecs.register_error("fassd", _encodable)
 
 
 class _Console(Console):
-    """A console on which nothing that is printed steers the terminal but rich itself."""
+    """A console on which nothing printed controls the terminal, except rich itself."""
 
-    def render_str(self, text: str, **settings: Any) -> Text:  # which cells are measured by
+    def render_str(self, text: str, **settings: Any) -> Text:  # by which cells are measured
         return super().render_str(visible(text, but="\n"), **settings)
 
     def render(
@@ -91,17 +91,17 @@ class _Console(Console):
 
 
 def console(stderr: bool = False) -> Console:
-    """Where a command prints: all of it goes through here, or through `visible`."""
+    """The console of a command: all of its output goes through here, or through `visible`."""
     return _Console(stderr=stderr, highlight=False, emoji=False)
 
 
 def say(markup: str) -> None:
-    """A line for the person at the screen; on stderr, so that stdout holds results alone."""
+    """Print a line for the user on stderr, so that stdout only contains results."""
     console(stderr=True).print(markup, soft_wrap=True)
 
 
 def tell_results(results: Sequence[Path]) -> None:
-    """Say how many results of earlier runs are no sources, if any."""
+    """Print the number of results of earlier runs that are not sources, if any."""
     if results:
         say(f"passed over {len(results)}: results of earlier runs")
 
@@ -125,10 +125,10 @@ def plain_table(*headings: str, **settings: Any) -> Table:
 
 
 def write_json(path: Path, figures: Any) -> None:
-    """Write figures to a file, and say so.
+    """Write figures to a file, and print its name.
 
     Raises:
-        ValueError: one of them is no number, for which JSON has no word.
+        ValueError: one of them is NaN or infinite, which JSON does not support.
     """
     text = json.dumps(figures, indent=1, allow_nan=False)
     with replacing(path) as file:
@@ -137,7 +137,7 @@ def write_json(path: Path, figures: Any) -> None:
 
 
 def progress(shown: bool = True, *columns: ProgressColumn) -> Progress:
-    """A progress bar on stderr, with more columns at its end; silent where that is no terminal."""
+    """A progress bar on stderr, with more columns at its end; silent if that is not a terminal."""
     screen = console(stderr=True)
     return Progress(
         TextColumn("{task.description}", markup=False),

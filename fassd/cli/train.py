@@ -1,4 +1,4 @@
-"""`fassd train`: learn weights."""
+"""`fassd train`: training of weights."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ Precision = Annotated[
 
 @dataclass(frozen=True)
 class RecipeOptions:
-    """A preset, and settings of `fassd.training.recipe.Recipe` that have options of their own."""
+    """A preset, and the settings of `fassd.training.recipe.Recipe` that have their own options."""
 
     preset: Preset = None
     model: Annotated[str | None, typer.Option("--model", "-m", help="Network.")] = None
@@ -198,7 +198,7 @@ def _resumed(output: Path, changes: dict[str, Any]) -> Recipe | None:
     """The run's recipe with changes; None without any.
 
     Raises:
-        RecipeError: a setting that cannot change.
+        RecipeError: a setting cannot be changed.
     """
     from fassd.training.recipe import CHANGEABLE, RecipeError, recipe_of_run
 
@@ -213,7 +213,7 @@ def _resumed(output: Path, changes: dict[str, Any]) -> Recipe | None:
 
 
 def _cards(output: Path, data: list[str], roots: list[Path], resume: bool) -> list[Card]:
-    """The cards that were asked for, or, of what is not given, those of the run to be resumed."""
+    """The requested cards, or for those not given the cards of the run to be resumed."""
     from fassd.data.card import CardError
     from fassd.data.cardfile import load_card
     from fassd.training.state import DATA
@@ -242,7 +242,7 @@ def _placed(data: list[str], roots: list[Path]) -> list[Path | None]:
     """The root of each `--data`: one for each of them, or for each that is a shipped card's name.
 
     Raises:
-        ValueError: there are neither as many.
+        ValueError: their number is neither of these.
     """
     from fassd.data.cardfile import shipped_cards
 
@@ -259,10 +259,10 @@ def _placed(data: list[str], roots: list[Path]) -> list[Path | None]:
 
 
 def _noted(value: Any) -> list[tuple[str, str | None]]:
-    """Data and root of each data set, as data.yaml has them.
+    """Data and root of each data set, from data.yaml.
 
     Raises:
-        TypeError, KeyError: it is something else.
+        TypeError, KeyError: the content is something else.
     """
     entries = value if isinstance(value, list) else [value]
     pairs = [(entry["data"], entry["root"]) for entry in entries]
@@ -272,7 +272,7 @@ def _noted(value: Any) -> list[tuple[str, str | None]]:
 
 
 class _Screen:
-    """The run on the terminal: a bar with loss, rate and time, and a line per event."""
+    """Display of a run on the terminal: a bar with loss, rate and time, and a line per event."""
 
     def __init__(self, output: Path, shown: bool) -> None:
         self.bar = progress(shown, TimeElapsedColumn())
@@ -298,7 +298,7 @@ class _Screen:
         self.bar.update(self.training, completed=step, total=recipe.steps)
 
     def stepped(self, step: int, loss: float, learning_rate: float) -> None:
-        self.bar.update(self.validation, visible=False)  # of one that failed
+        self.bar.update(self.validation, visible=False)  # of a validation that failed
         text = f"loss {loss:.4f}  lr {learning_rate:.2e}"
         self.bar.update(self.training, completed=step, description=text)
         if not self.live:

@@ -1,4 +1,4 @@
-"""The videos of `fassd predict`: where they go, and what is told of them."""
+"""The videos of `fassd predict`: their outputs, and messages about them."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ STAGES = ("decode", "network", "encode")  # as in `fassd.inference.video.Summary
 
 
 def parse_range(text: str) -> Any:
-    """Read a range, see `fassd.io.levels.as_range`.
+    """Parse a range, see `fassd.io.levels.as_range`.
 
     Raises:
-        typer.BadParameter: it is none.
+        typer.BadParameter: it is not a range.
     """
     from fassd.io.levels import as_range
 
@@ -125,7 +125,7 @@ Silence = Annotated[
 
 @dataclass(frozen=True)
 class ResultOptions:
-    """What decides the results for pictures and videos, besides the network."""
+    """The settings that determine results for pictures and videos, besides the network."""
 
     opacity: Opacity = 0.5
     range: LevelRange = None
@@ -142,12 +142,12 @@ class ResultOptions:
 
     @property
     def measure(self) -> Measure | None:
-        """What tells how certain labels are, if that is asked for."""
+        """Measure of the labels' certainty, if requested."""
         return self.confidence or (None if self.min_confidence is None else "margin")
 
 
 class Certain:
-    """A segmenter that also tells how certain labels are, where that is asked for.
+    """A segmenter that also returns the certainty of labels, if requested.
 
     Args:
         segmenter: labels pictures.
@@ -172,10 +172,10 @@ class Certain:
 
 
 def one_file(output: Path, found: Sequence[PictureFile | Video]) -> bool:
-    """Whether `output` is the one file to write, and not a folder.
+    """True if `output` is the one file to write, and not a folder.
 
     Raises:
-        ValueError: it is a file by its name, but of a kind that is not written, or for several
+        ValueError: its name is that of a file, but of a kind that is not written, or for several
             sources, or it is the source itself.
     """
     from fassd.io.find import Video
@@ -216,7 +216,7 @@ def prepare_videos(
 
     Raises:
         ImportError: PyAV is not installed.
-        VideoError: the encoder is not here, or does not fit.
+        VideoError: the encoder is not available, or does not fit.
     """
     from fassd.io.find import Video
 
@@ -231,7 +231,7 @@ def prepare_videos(
 
 
 def source_files(video: Video) -> list[str] | None:
-    """The files that a video is made of; None for a camera or stream."""
+    """The files of a video; None for a camera or stream."""
     from fassd.io.find import CAMERA, URL, sequence_files
 
     if CAMERA.fullmatch(video.source) or URL.fullmatch(video.source):
@@ -244,17 +244,17 @@ def source_files(video: Video) -> list[str] | None:
 def run_video(
     segmenter: Segmenter, video: Video, output: Path, settings: ResultOptions, shown: bool
 ) -> Summary:
-    """Segment one video, with a progress bar if `shown`, and tell what is worth knowing.
+    """Segment one video, with a progress bar if `shown`, and print remarks on it.
 
     Raises:
         VideoError: it cannot be read or written.
-        KeyboardInterrupt: Ctrl-C; what there was is written.
+        KeyboardInterrupt: Ctrl-C was pressed; the part until then is written.
     """
     from fassd.inference.video import segment_video
     from fassd.io.video import open_video
 
     for part in output.parent.glob(f".{glob.escape(output.name)}.*.part"):
-        part.unlink(missing_ok=True)  # of a run that was killed
+        part.unlink(missing_ok=True)  # left by a run that was killed
     fps = None if settings.fps is None else Fraction(settings.fps).limit_denominator(1001)
     source = open_video(
         video.source,
@@ -293,7 +293,7 @@ def _work(summary: Summary) -> str:
 
 
 def _tell(video: Video, output: Path, summary: Summary) -> None:
-    """Warnings about a video, and the notes of its reader."""
+    """Print warnings about a video, and the notes of its reader."""
     trouble = summary.trouble
     notes = list(trouble.notes)
     if trouble.skipped:
@@ -313,7 +313,7 @@ def _tell(video: Video, output: Path, summary: Summary) -> None:
 
 
 def video_table(done: Sequence[tuple[Video, Summary]]) -> Table:
-    """A row for each video; of each stage milliseconds a frame, and its share of the work."""
+    """A row for each video; for each stage milliseconds per frame, and its share of the work."""
     stages = (f">{stage} ms" for stage in STAGES)
     headings = ("video", ">size", ">frames", ">codec", ">fps", *stages)
     table = plain_table(*headings, padding=(0, 1, 0, 0))

@@ -22,8 +22,7 @@ USERS = {"first": ["index"], "above": ["threshold"], "background": SHAPES, "hole
 
 @dataclass(frozen=True)
 class CardClass:
-    """A class as given in the card: its display, and its ids, colours and names in masks and
-    shapes."""
+    """A class as given in the card: its display, and its ids, colours and names in masks."""
 
     shown: LabelClass
     ids: list[int]

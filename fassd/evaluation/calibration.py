@@ -1,4 +1,4 @@
-"""Calibration: how well a network's probabilities match the frequency with which it is right."""
+"""The calibration of a network: its probabilities against the frequency of being right."""
 
 from __future__ import annotations
 

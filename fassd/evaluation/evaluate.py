@@ -69,8 +69,7 @@ class Evaluation:
         return self.count / self.seconds
 
     def to_json(self) -> dict[str, Any]:
-        """All figures, ready for `json.dump`; scores in 0 .. 1, None where there is nothing to
-        score."""
+        """All figures, ready for `json.dump`; scores in 0 .. 1, None without anything to score."""
         scores, kinds = self.scores, self._of_classes
         pixels = self.matrix.sum(1).tolist()
         return {
@@ -450,8 +449,7 @@ Match = tuple[list[int] | None, tuple[Members, ...] | None]
 
 
 def matched(model: nn.Module, card: Card) -> Match:
-    """The data's label of each of the network's classes, or the network's classes in each of the
-    data's.
+    """The data's labels of the network's classes, or the network's classes in each of the data's.
 
     Neither if both have the same classes.
 

@@ -1,4 +1,4 @@
-"""An exported file in place of a network."""
+"""An exported file used like a network."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from fassd.models.info import NetworkInfo, remember
 
 
 def is_exported(model: object) -> TypeGuard[str | os.PathLike[str]]:
-    """Whether a model's name is that of an exported file."""
+    """True if a model's name is that of an exported file."""
     return isinstance(model, (str, os.PathLike)) and Path(model).suffix.lower() in FORMAT_OF
 
 
 def default_device(path: str | os.PathLike[str]) -> str:
-    """Where a file runs, if nothing is said: engines on the GPU, all others on the CPU."""
+    """The device of a file, unless one is given: the GPU for engines, the CPU for all others."""
     return "cuda" if Path(path).suffix.lower() in SUFFIX_OF["tensorrt"] else "cpu"
 
 
@@ -42,21 +42,21 @@ class ExportedNetwork(nn.Module):
     >>> labels = fassd.Segmenter(network).predict("street.jpg")
 
     Args:
-        path: the file. Loading a .pt2 file or an engine runs code that is in it: open those that
-            you trust alone.
-        runtime: "onnxruntime" or "openvino" for .onnx files; "auto" for the ending's own.
-        device: where it runs; `default_device` if not given.
+        path: path of the file. Loading a .pt2 file or an engine runs code from it: only open files
+            that you trust.
+        runtime: "onnxruntime" or "openvino" for .onnx files; "auto" for the ending's default.
+        device: device to run on; `default_device` if not given.
 
     Attributes:
-        metadata: what the file tells.
-        input_size: (H, W) that it takes; None for any.
-        preprocessing: how its pictures are normalised.
-        takes_pictures: whether its own input is uint8 RGB.
+        metadata: metadata of the file.
+        input_size: size (H, W) of its input; None for any.
+        preprocessing: normalisation of its pictures.
+        takes_pictures: True if its own input is uint8 RGB.
 
     Raises:
-        FileNotFoundError: no such file.
-        ExportError: it is damaged, not of `fassd export`, or cannot run so.
-        ImportError: its runtime is missing.
+        FileNotFoundError: there is no such file.
+        ExportError: the file is damaged, not of `fassd export`, or cannot run as requested.
+        ImportError: the runtime is missing.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class ExportedNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits, (N, classes, H, W) float32 on the CPU.
 
-        A file that gives labels alone gives 1 for the class of each pixel and 0 for the others.
+        A file that only returns labels gives 1 for the class of each pixel and 0 for the others.
 
         Args:
             x: normalised BGR (N, 3, H, W), or RGB if the metadata says so; or uint8 RGB
@@ -98,7 +98,7 @@ class ExportedNetwork(nn.Module):
                 loss.
 
         Raises:
-            ValueError: a size that the file does not take, or a broken result.
+            ValueError: the file does not take the size, or its result is broken.
         """
         result = self.run(self.prepared(x))
         if self.metadata.output == "logits":
@@ -109,16 +109,17 @@ class ExportedNetwork(nn.Module):
 
     @property
     def measure(self) -> str | None:
-        """What the file tells of how certain labels are; None for nothing."""
+        """Measure of certainty in the file's result; None if it has none."""
         return self.metadata.measure
 
     def predict_labels(self, x: Tensor, measure: str | None = None) -> Tensor:
-        """The class of every pixel, uint8 (N, H, W); `x` as of `forward`.
+        """The class of every pixel, uint8 (N, H, W); `x` as in `forward`.
 
-        With a `measure` (N, 2, H, W): labels and how certain they are.
+        With a `measure` (N, 2, H, W): labels and their certainty.
 
         Raises:
-            ValueError: as of `forward`; more than 256 classes; another measure than the file's.
+            ValueError: as in `forward`; or there are more than 256 classes, or the file has another
+                measure.
         """
         if measure not in (None, self.measure):
             raise ValueError(f"{self.path} gives the confidence {self.measure}, not {measure}")
@@ -132,7 +133,7 @@ class ExportedNetwork(nn.Module):
         return result[:, 0] if self.measure is not None and measure is None else result
 
     def prepared(self, x: Tensor) -> Tensor:
-        """What the file itself takes, on the CPU, for `x` as of `forward`."""
+        """The file's own input, on the CPU, for `x` as in `forward`."""
         pictures = x.dtype == torch.uint8
         data = self.preprocessing
         own = levels(data.mean), levels(data.std), data.channels
@@ -144,13 +145,13 @@ class ExportedNetwork(nn.Module):
         return x
 
     def run(self, image: Tensor) -> Tensor:
-        """What the file gives, for what it takes: logits, labels, or labels and confidence.
+        """The file's own result for its own input: logits, labels, or labels and confidence.
 
         Args:
-            image: as of `prepared`, contiguous or not.
+            image: result of `prepared`, contiguous or not.
 
         Raises:
-            ValueError: as of `forward`.
+            ValueError: as in `forward`.
         """
         size = tuple(image.shape[1:3] if self.takes_pictures else image.shape[2:])
         takes, shape = f"{self.path.name} takes pictures of", "{}x{}".format(*size)
@@ -164,12 +165,12 @@ class ExportedNetwork(nn.Module):
                 f"{self.path.name} takes {self.metadata.batch} pictures at once, of "
                 f"{shape} more than {MOST_PIXELS:,} pixels"
             )
-        # A file takes as many pictures as it was made for; the last group is filled up.
+        # A file takes the number of pictures that it was made for; the last group is filled up.
         groups = [self._fixed(group) for group in image.split(self.metadata.batch)]
         return groups[0] if len(groups) == 1 else torch.cat(groups)
 
     def _fixed(self, group: Tensor) -> Tensor:
-        """The results of at most a whole batch."""
+        """The results for at most one whole batch."""
         count, batch = len(group), self.metadata.batch
         if count < batch:
             group = torch.cat([group, group[-1:].expand(batch - count, *group.shape[1:])])
@@ -184,7 +185,7 @@ class ExportedNetwork(nn.Module):
         return result[:count]
 
     def _check(self, result: Tensor, shape: tuple[int, ...]) -> None:
-        """See whether the file keeps what its metadata promises."""
+        """Check that the file keeps the promises of its metadata."""
         size = shape[1:3] if self.takes_pictures else shape[2:]
         planes = {"logits": (self.num_classes,), "labels": (), "labels+confidence": (2,)}
         expected = (shape[0], *planes[self.metadata.output], *size)

@@ -1,4 +1,4 @@
-"""What every exported file tells about itself, in JSON, whatever its format."""
+"""The metadata in every exported file, in JSON, whatever its format."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from fassd.models.preprocess import OURS, Preprocessing
 from fassd_kernels.reference.upsample import Measure
 
 KEY = "fassd"
-"""Under which a file holds its metadata."""
+"""Key under which a file stores its metadata."""
 
 DTYPES = ("float32", "float16", "bfloat16", "int8")
 
 
 class Format(NamedTuple):
-    """A kind of file: its endings, what it can compute in, and whether it is a program of
-    PyTorch's, which can hold the operators of `fassd_kernels`."""
+    """A kind of file: its endings, its dtypes, and True if it is a program of PyTorch's, which can
+    contain the operators of `fassd_kernels`."""
 
     suffixes: tuple[str, ...]
     dtypes: tuple[str, ...]
@@ -40,22 +40,22 @@ FORMATS = {
 }
 SUFFIX_OF = {name: each.suffixes for name, each in FORMATS.items()}
 FORMAT_OF = {suffix: name for name in reversed(FORMATS) for suffix in SUFFIX_OF[name]}
-"""What an ending means where no format is given."""
+"""The format of an ending if none is given."""
 
 OUTPUTS = {
     "logits": ("logits",),
     "labels": ("labels",),
     "labels+confidence": ("labels", "confidence"),
 }
-"""What a file gives: the names of its outputs."""
+"""Possible results of a file: the names of its outputs."""
 
 MEASURES = get_args(Measure)
 
 MOST_PIXELS = 1 << 27
-"""Of a batch: 1.6 GB where they are float32."""
+"""Maximum pixels of a batch: 1.6 GB in float32."""
 
 MOST_LABELS = 256
-"""Classes of labels, which have 8 bits."""
+"""Maximum number of classes of labels, which have 8 bits."""
 
 Name = Annotated[str, Field(max_length=1000)]
 Side = Annotated[int, Field(strict=True, ge=1, le=65_535)]
@@ -66,7 +66,7 @@ CLASS = TypeAdapter(tuple[Name, tuple[Byte, Byte, Byte]])
 
 
 class ExportError(ValueError):
-    """A network cannot be exported so, or a file is not what `fassd export` writes."""
+    """A network cannot be exported as requested, or a file is not one of `fassd export`."""
 
 
 def _class(entry: Any) -> LabelClass:
@@ -86,28 +86,28 @@ def _one_of(*words: str) -> Any:
 
 @dataclass(frozen=True)
 class Metadata:
-    """How a file was made, and how to use it.
+    """The origin of a file, and the way to use it.
 
     Attributes:
         format: one of `FORMATS`.
-        variant: a name of `fassd.list_models()`.
+        variant: name from `fassd.list_models()`.
         alpha: DAPF's reduction.
-        weights: a name, or the name of the weights' file; None for random ones.
-        classes: names and colours, in the order of the labels.
-        dtype: one of `DTYPES`, what it computes in; input and output are independent of it.
-        output: "logits", float32 (N, classes, H, W), "labels", uint8 (N, H, W), or
+        weights: name of the weights, or of their file; None for random ones.
+        classes: names and colours of the classes, in the order of the labels.
+        dtype: precision, one of `DTYPES`; input and output are independent of it.
+        output: kind of result: "logits", float32 (N, classes, H, W), "labels", uint8 (N, H, W), or
             "labels+confidence", two of these.
         takes_pictures: whether its input is uint8 RGB (N, H, W, 3); otherwise it is float32
             normalised BGR (N, 3, H, W), or RGB, as `preprocessing` says.
         batch: N.
-        size: (H, W), or None where it takes any.
-        minimum_size: the smallest H and W of any.
-        backend: of `fassd_kernels`, whose library a program has to load; None for none.
-        versions: of the libraries that wrote it.
-        preprocessing: how pictures are normalised, in the file or before it.
-        measure: what the confidence is, of 255, as of
-            `fassd_kernels.reference.upsample_confidence`; None where there is none.
-        temperature: what logits are divided by before probabilities are made of them.
+        size: size (H, W), or None if it takes any.
+        minimum_size: smallest H and W, if it takes any.
+        backend: backend of `fassd_kernels` whose library a program has to load; None for none.
+        versions: versions of the libraries that wrote it.
+        preprocessing: normalisation of pictures, in the file or before it.
+        measure: measure of the confidence, on a scale of 255, as in
+            `fassd_kernels.reference.upsample_confidence`; None if there is none.
+        temperature: divisor of the logits before probabilities are computed.
     """
 
     format: Annotated[str, _one_of(*FORMATS)]
@@ -182,10 +182,10 @@ class Metadata:
 
     @classmethod
     def from_json(cls, text: str) -> Metadata:
-        """Read what `to_json` wrote.
+        """Read the result of `to_json`.
 
         Raises:
-            ExportError: it is something else.
+            ExportError: the text is something else.
         """
         try:
             record = read_json(text)
@@ -205,7 +205,7 @@ class Metadata:
                     "batch": batch,
                     "size": None if size == [-1, -1] else size,
                     "minimum_size": entry["minimum_size"],
-                    # Of files before there were other encoders, it is BGR.
+                    # In files from before there were other encoders, it is BGR.
                     "preprocessing": Preprocessing.checked(
                         mean, std, entry.get("mean_channels", "BGR")
                     ),

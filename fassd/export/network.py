@@ -1,4 +1,4 @@
-"""The network as it is deployed: with preprocessing and argmax inside, where that is asked for."""
+"""The network in its deployed form: on request with preprocessing and argmax inside."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Pictures: TypeAlias = Sequence[npt.NDArray[np.uint8]]
 
 
 class Deployed(nn.Module):
-    """What exporters trace.
+    """The module that exporters trace.
 
     Args:
         network: pictures normalised as it takes them, BGR (N, 3, H, W) as a rule, to logits; plain,
@@ -27,7 +27,7 @@ class Deployed(nn.Module):
         preprocess: take uint8 RGB (N, H, W, 3) instead.
         output: "logits", given as float32 whatever the network computes in, "labels", uint8
             (N, H, W), or "labels+confidence", both uint8 (N, H, W).
-        measure: of the confidence.
+        measure: measure of the confidence.
     """
 
     mean: Tensor
@@ -87,15 +87,15 @@ def normalized(pictures: Tensor, mean: Tensor, std: Tensor, channels: str = "BGR
 
 
 def denormalized(batch: Tensor, mean: Tensor, std: Tensor, channels: str = "BGR") -> Tensor:
-    """The pictures behind normalised batches, exactly: their values are 256 levels."""
+    """The pictures of normalised batches, exactly: each value is one of 256 levels."""
     pictures = (batch * std + mean).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
     return pictures.flip(3) if channels == "BGR" else pictures
 
 
 def free_sides(preprocess: bool, size: tuple[int, int] | None) -> tuple[dict[int, Any]] | None:
-    """What exporters take as `dynamic_shapes`: height and width free, where there is no size.
+    """`dynamic_shapes` for exporters: height and width are free unless there is a size.
 
-    Without names and bounds: with those `torch.onnx.export` would trace twice, to find the bounds.
+    Without names and bounds: for those `torch.onnx.export` would trace twice, to find the bounds.
     """
     if size is not None:
         return None
@@ -112,8 +112,8 @@ def example_input(preprocess: bool, batch: int, size: tuple[int, int]) -> Tensor
 
 
 def groups(pictures: Pictures, batch: int) -> Iterator[list[npt.NDArray[np.uint8]]]:
-    """Pictures of one size in whole batches, those at the front once more if need be; of several
-    sizes, one by one."""
+    """Pictures of one size in whole batches, filled up with the first ones if necessary; pictures
+    of several sizes one by one."""
     if len({picture.shape for picture in pictures}) > 1:
         yield from ([picture] for picture in pictures)
         return

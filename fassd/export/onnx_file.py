@@ -17,7 +17,7 @@ from fassd.export.network import Deployed, example_input, free_sides
 from fassd.io.packages import need, quiet
 
 OPSETS = range(16, 26)
-"""Versions of ONNX's operators that can be asked for; the exporter's own choice is 20."""
+"""Versions of ONNX's operators that can be requested; the exporter's default is 20."""
 
 SIDES = ("height", "width")
 SYMMETRIC = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False}
@@ -28,16 +28,16 @@ def onnx_model(
 ) -> Any:
     """The network as an `onnx.ModelProto`, checked, with its metadata.
 
-    Batch norms behind convolutions are folded; those in front of one (MDA's) stay.
+    Batch norms after convolutions are folded; those before one (MDA's) stay.
 
     Args:
-        deployed: of plain modules or of accelerated ones: their graph is the same.
-        metadata: goes into the file; its `size` is None where height and width are to be free.
-        example_size: (H, W) to trace at.
-        opset: of `OPSETS`.
+        deployed: network of plain or accelerated modules: their graphs are equal.
+        metadata: metadata for the file; its `size` is None if height and width are to be free.
+        example_size: size (H, W) for tracing.
+        opset: version from `OPSETS`.
 
     Raises:
-        ExportError: an opset that cannot be had.
+        ExportError: the opset is not available.
         ImportError: onnx or onnxscript is missing.
     """
     onnx = need("onnx")
@@ -74,13 +74,13 @@ def onnx_model(
 
 
 def _name_sides(model: Any, axes: Sequence[int]) -> None:
-    """Call the free sides of the input height and width, wherever they occur."""
+    """Name the free sides of the input height and width, wherever they occur."""
     (image,) = model.graph.input
     dims = image.type.tensor_type.shape.dim
     names = {dims[axis].dim_param: name for axis, name in zip(axes, SIDES, strict=True)}
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param in names:  # the others may be numbers
+            if dim.dim_param in names:  # other dimensions may be numbers
                 dim.dim_param = names[dim.dim_param]
 
 
@@ -91,17 +91,17 @@ def quantized(
     *,
     symmetric: bool = False,
 ) -> Any:
-    """A float32 model with 8-bit weights and activations (QDQ), by ONNX Runtime's own tool.
+    """Quantise a float32 model to 8-bit weights and activations (QDQ), with ONNX Runtime's tool.
 
-    Weights are signed and symmetric, a scale for each output channel; activations are unsigned,
-    their range that of the calibration. Resizing stays in floating point.
+    Weights are signed and symmetric, with a scale for each output channel; activations are
+    unsigned, with the range of the calibration. Resizing stays in floating point.
 
     Args:
-        model: what `onnx_model` gave.
-        metadata: of the result, with the dtype int8.
-        batches: inputs of the model, to calibrate with.
-        symmetric: signed activations whose zero is 0, and biases as they are, which is all that
-            TensorRT takes.
+        model: result of `onnx_model`.
+        metadata: metadata of the result, with the dtype int8.
+        batches: inputs of the model, for calibration.
+        symmetric: True makes activations signed with a zero point of 0, and leaves biases as they
+            are, as TensorRT requires.
     """
     onnx = need("onnx")
     need("onnxruntime")
@@ -145,6 +145,6 @@ def quantized(
 
 
 def quiet_exporter() -> AbstractContextManager[None]:
-    """The exporter without its warnings: it misses torchvision, which is not needed here, warns of
-    PyTorch's own ways, and tells of conversions that failed, which `onnx_model` reports."""
+    """Suppress the exporter's warnings: about torchvision, which is not needed here, about
+    PyTorch's own code, and about failed conversions, which `onnx_model` reports."""
     return quiet(logging.CRITICAL, "torch.onnx", "onnxscript")

@@ -1,4 +1,4 @@
-"""OpenVINO's IR: a .xml file with its .bin beside it, from the ONNX model."""
+"""OpenVINO's IR: a .xml file and its .bin, made from the ONNX model."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from fassd.io.packages import need
 
 @functools.cache
 def openvino_core() -> Any:
-    """OpenVINO's `Core`, one for as long as the process lives.
+    """OpenVINO's `Core`, one for the lifetime of the process.
 
-    Each gives the thread a stack for signals, and takes it back when it goes. Of two, the one that
-    goes last gives back the stack of the other, which is gone: then Ctrl-C ends the process with a
-    segmentation fault, and nothing is saved (OpenVINO 2026.4).
+    Each core gives the thread a stack for signals, and takes it back when it is deleted. Of two
+    cores, the last one to be deleted restores the other's stack, which is gone: Ctrl-C then ends
+    the process with a segmentation fault, and nothing is saved (OpenVINO 2026.4).
 
     Raises:
         ImportError: openvino is missing.
@@ -33,11 +33,11 @@ def write_openvino(
     """Convert and write.
 
     Args:
-        model: an `onnx.ModelProto`, of float32.
-        metadata: of the result. float16 stores the weights so; what a device computes in is chosen
-            where it is loaded. int8 is quantised by NNCF.
-        path: of the .xml file.
-        batches: inputs to calibrate with, for int8.
+        model: `onnx.ModelProto` in float32.
+        metadata: metadata of the result. float16 stores the weights in that type; a device's
+            precision is chosen when the file is loaded. int8 is quantised by NNCF.
+        path: path of the .xml file.
+        batches: inputs for calibration, for int8.
 
     Raises:
         ExportError: NNCF failed.
@@ -51,7 +51,7 @@ def write_openvino(
             converted = nncf.quantize(
                 converted, nncf.Dataset(list(batches)), subset_size=len(batches)
             )
-        except Exception as error:  # its own kinds
+        except Exception as error:  # its own kinds of errors
             raise ExportError(f"NNCF cannot quantise the network: {error}") from error
     converted.set_rt_info(metadata.to_json(), [KEY])
     openvino.save_model(converted, str(path), compress_to_fp16=metadata.dtype == "float16")

@@ -1,4 +1,4 @@
-"""torch.export programs, and AOTInductor packages: PyTorch's formats, both in .pt2 files."""
+"""torch.export programs and AOTInductor packages: PyTorch's formats, both in .pt2 files."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from fassd.io.packages import quiet
 
 EXTRA_FILE = f"{KEY}.json"
 PORTABLE = "x86-64-v3"
-"""What packages with our operators ask of a CPU: AVX2 and FMA."""
+"""CPU features required by packages with our operators: AVX2 and FMA."""
 
 
 def traced(
     deployed: Deployed, metadata: Metadata, example_size: tuple[int, int]
 ) -> torch.export.ExportedProgram:
-    """The network as a program that holds no tensor which it does not use.
+    """The network as a program without tensors that it does not use.
 
     Raises:
         ExportError: torch.export cannot trace it.
@@ -33,7 +33,7 @@ def traced(
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             program = torch.export.export(deployed, (example,), dynamic_shapes=free)
             graph = program.module()
-            # Copied with the tensors that it refers to; the network has its plain weights besides.
+            # Copied with the tensors that it refers to; the network also has its plain weights.
             graph = fx.GraphModule(graph, graph.graph)
             return torch.export.export(graph, (example,), dynamic_shapes=free)
     except (torch._dynamo.exc.UserError, RuntimeError) as error:
@@ -42,7 +42,7 @@ def traced(
 
 
 def smallest_side(program: Any) -> int:
-    """The smallest height and width that a program for any size takes: tracing may raise it."""
+    """The smallest height and width of a program for any size, which tracing may raise."""
     return max((int(bounds.lower) for bounds in program.range_constraints.values()), default=0)
 
 
@@ -50,7 +50,7 @@ def write_program(program: Any, metadata: Metadata, path: Path) -> None:
     """Write a torch.export program, without its example input."""
     example, program._example_inputs = program._example_inputs, None
     try:
-        # Its warnings are of its own shared storage.
+        # The warnings are about its own shared storage.
         with quiet(logging.WARNING), path.open("wb") as file:
             torch.export.save(program, file, extra_files={EXTRA_FILE: metadata.to_json()})
     finally:
@@ -61,12 +61,12 @@ def write_aoti(program: Any, metadata: Metadata, path: Path) -> None:
     """Compile a program to a shared library in a package that runs without Python.
 
     Raises:
-        ExportError: no C++ compiler, or it failed.
+        ExportError: there is no C++ compiler, or it failed.
     """
     settings: dict[str, Any] = {"aot_inductor.metadata": {KEY: metadata.to_json()}}
     if metadata.backend is not None and platform.machine() == "x86_64":
-        # The operators choose their instructions where they run; what is generated around them is
-        # little, and need not tie the package to this CPU.
+        # The operators select their instructions at run time; the code generated around them is
+        # small, and need not restrict the package to this CPU.
         settings |= {"cpp.simdlen": 256}
         if hasattr(torch._inductor.config.cpp, "march"):
             settings["cpp.march"] = PORTABLE
@@ -75,7 +75,7 @@ def write_aoti(program: Any, metadata: Metadata, path: Path) -> None:
             torch._inductor.aoti_compile_and_package(
                 program, package_path=str(path), inductor_configs=settings
             )
-    except Exception as error:  # Inductor's own kinds, a compiler's exit
+    except Exception as error:  # Inductor's own errors, a compiler's exit
         reason = str(error).strip().splitlines()[0]
         raise ExportError(
             f"AOTInductor failed ({reason}); it needs a C++ compiler (g++, or CXX=...)"

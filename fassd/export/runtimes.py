@@ -1,4 +1,4 @@
-"""Exported files, run: each runtime takes an array and gives one."""
+"""Runtimes for exported files: each takes an array and returns one."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def onnx_runtime(path: Path, device: torch.device) -> Opened:
     options.log_severity_level = 3  # errors
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
-    except Exception as error:  # its own kinds, one for each thing that may be wrong
+    except Exception as error:  # its own kinds of errors
         raise ExportError(f"ONNX Runtime cannot read it: {first_line(error)}") from error
     text = session.get_modelmeta().custom_metadata_map.get(KEY)
     metadata = checked(text, "onnx")
@@ -51,7 +51,7 @@ def onnx_runtime(path: Path, device: torch.device) -> Opened:
 
 
 def openvino(path: Path, device: torch.device) -> Opened:
-    """OpenVINO on the CPU; float32 and int8 files in float32, where it would take bfloat16."""
+    """OpenVINO on the CPU; float32 and int8 files in float32, where the default is bfloat16."""
     core = openvino_core()
     weights = path.with_suffix(".bin")
     if path.suffix == ".xml" and not weights.is_file():
@@ -60,7 +60,7 @@ def openvino(path: Path, device: torch.device) -> Opened:
         model = core.read_model(str(path))
     except RuntimeError as error:
         raise ExportError(f"OpenVINO cannot read it: {first_line(error)}") from error
-    places = ([KEY], ["framework", KEY])  # its own files, ONNX files
+    places = ([KEY], ["framework", KEY])  # for its own files, for ONNX files
     text = next((model.get_rt_info(p).astype(str) for p in places if model.has_rt_info(p)), None)
     metadata = checked(text, "openvino", "onnx")
     settings: dict[str, Any] = {
@@ -72,10 +72,10 @@ def openvino(path: Path, device: torch.device) -> Opened:
         raise ExportError("OpenVINO runs on the CPU here: device must be cpu")
     try:
         request = core.compile_model(model, "CPU", settings).create_infer_request()
-    except RuntimeError:  # a CPU without half precision
+    except RuntimeError:  # the CPU has no half precision
         settings["INFERENCE_PRECISION_HINT"] = "f32"
         request = core.compile_model(model, "CPU", settings).create_infer_request()
-    alone = threading.Lock()  # a request holds one input and one result
+    alone = threading.Lock()  # a request has one input and one result
 
     def run(image: Array) -> Array:
         with alone:
@@ -102,7 +102,7 @@ def torch_file(path: Path, device: torch.device) -> Opened:
                 raise ExportError(NOT_OURS)
     except ExportError:
         raise
-    # Of decompression, of text, of what a zip may have and Python does not read.
+    # Errors of decompression, of text, and of zip features that Python does not support.
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, RuntimeError) as error:
         reason = shortened(str(error))
         raise ExportError(f"is no .pt2 file, or a damaged one ({reason})") from error
@@ -129,11 +129,11 @@ def torch_file(path: Path, device: torch.device) -> Opened:
             call = program.module()
     except CheckpointError as error:
         raise ExportError(str(error)) from error
-    except Exception as error:  # of deserialisation, of the dynamic linker
+    except Exception as error:  # errors of deserialisation or the dynamic linker
         raise ExportError(f"PyTorch cannot load it: {first_line(error)}") from error
 
     def run(image: Array) -> Array:
-        # Autocast would convert the operators' weights, but not what is packed of them.
+        # Autocast would convert the operators' weights, but not their packed copies.
         with torch.inference_mode(), torch.autocast("cpu", enabled=False):
             found = call(torch.from_numpy(image))
             several = found if isinstance(found, (list, tuple)) else [found]
@@ -150,7 +150,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> str:
 
 
 def tensorrt(path: Path, device: torch.device) -> Opened:
-    """An engine on the GPU. No GPU has run this yet."""
+    """An engine on the GPU. It has not been run on a GPU yet."""
     import tensorrt as trt
 
     if device.type != "cuda":
@@ -169,7 +169,7 @@ def tensorrt(path: Path, device: torch.device) -> Opened:
     context = engine.create_execution_context()
     kind = torch.float32 if metadata.output == "logits" else torch.uint8
 
-    alone = threading.Lock()  # a context holds one input and one result
+    alone = threading.Lock()  # a context has one input and one result
 
     def run(image: Array) -> Array:
         with alone, torch.cuda.device(device):
@@ -190,7 +190,7 @@ def tensorrt(path: Path, device: torch.device) -> Opened:
 
 
 def together(results: Sequence[Array]) -> Array:
-    """The one result, or several (N, H, W) as (N, several, H, W)."""
+    """The only result, or several (N, H, W) as (N, several, H, W)."""
     return results[0] if len(results) == 1 else np.stack(results, 1)
 
 
@@ -203,11 +203,11 @@ RUNTIMES: dict[str, dict[str, Callable[[Path, torch.device], Opened]]] = {
     ".engine": {"tensorrt": tensorrt},
     ".plan": {"tensorrt": tensorrt},
 }
-"""What runs files of each ending; the first is the default."""
+"""Runtimes for files of each ending; the first is the default."""
 
 
 def is_installed(runtime: str) -> bool:
-    """Whether the package of a runtime is there."""
+    """True if the package of a runtime is installed."""
     return importlib.util.find_spec(runtime) is not None
 
 
@@ -215,13 +215,14 @@ def open_runtime(path: Path, runtime: str, device: torch.device) -> Opened:
     """Load a file.
 
     Args:
-        path: of an ending in `RUNTIMES`.
-        runtime: of the ending's in `RUNTIMES`, or "auto".
-        device: where it runs.
+        path: path with an ending in `RUNTIMES`.
+        runtime: runtime for the ending in `RUNTIMES`, or "auto".
+        device: device to run on.
 
     Raises:
-        FileNotFoundError: no such file.
-        ExportError: it is damaged, not of `fassd export`, or cannot run so; names the file.
+        FileNotFoundError: there is no such file.
+        ExportError: it is damaged, not of `fassd export`, or cannot run as requested; names the
+            file.
         ImportError: the runtime is missing.
     """
     if not path.is_file():
@@ -257,7 +258,7 @@ def checked(text: object, *formats: str) -> Metadata:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says; of OpenVINO's, what comes after the places in its sources."""
+    """The message of an error; OpenVINO's without the positions in its sources."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
     return shortened(next(iter(telling or lines), type(error).__name__), 400)

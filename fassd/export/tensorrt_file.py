@@ -1,4 +1,4 @@
-"""TensorRT: an engine for the GPU that is here, from the ONNX model; its metadata stands beside."""
+"""TensorRT: an engine for this machine's GPU, from the ONNX model; its metadata is beside it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 
 from fassd.export.metadata import ExportError, Metadata
 
-# Height and width that an engine for any size is made for: smallest, best, largest.
+# Heights and widths of an engine for any size: smallest, best, largest.
 PROFILE = ((256, 512), (1024, 2048), (2048, 4096))
 
 PRECISION = {"float32": (), "float16": ("FP16",), "bfloat16": ("BF16",), "int8": ("INT8", "FP16")}
-"""Flags of what an engine may compute in beside float32; float32 itself is without TF32."""
+"""Flags of precisions that an engine may use besides float32; float32 itself is without TF32."""
 
 
 def sidecar(path: Path) -> Path:
-    """Where the metadata of an engine is: an engine itself holds none."""
+    """Path of the metadata of an engine, which cannot contain any."""
     return path.with_name(path.name + ".json")
 
 
 def profile_of(metadata: Metadata) -> list[tuple[int, ...]] | None:
-    """The input's shape for each size of `PROFILE`; None where it is fixed."""
+    """Shapes of the input for the sizes of `PROFILE`; None if it is fixed."""
     if metadata.size is not None:
         return None
     n = metadata.batch
@@ -32,7 +32,7 @@ def profile_of(metadata: Metadata) -> list[tuple[int, ...]] | None:
 
 
 def trtexec(onnx: Path, engine: Path, metadata: Metadata) -> str:
-    """The command that builds the engine where TensorRT is."""
+    """The command that builds the engine on a machine with TensorRT."""
     words = ["trtexec", f"--onnx={onnx}", f"--saveEngine={engine}"]
     words += [f"--{flag.lower()}" for flag in PRECISION[metadata.dtype]] or ["--noTF32"]
     for option, shape in zip(("min", "opt", "max"), profile_of(metadata) or (), strict=False):
@@ -43,12 +43,12 @@ def trtexec(onnx: Path, engine: Path, metadata: Metadata) -> str:
 def build_engine(
     model: bytes, dtype: str, profile: Sequence[tuple[int, ...]] | None = None
 ) -> bytes:
-    """Build with TensorRT 10 or later; in float32 without TF32. No GPU has run this yet.
+    """Build with TensorRT 10 or later; in float32 without TF32. It has not been run on a GPU yet.
 
     Args:
-        model: ONNX.
-        dtype: what it may compute in; int8 where the model says so by QDQ pairs, else float16.
-        profile: smallest, best and largest shape of the input, where it is not fixed.
+        model: ONNX model.
+        dtype: permitted precision; int8 where QDQ pairs of the model say so, otherwise float16.
+        profile: smallest, best and largest shape of the input, unless it is fixed.
 
     Raises:
         ExportError: TensorRT cannot read the model, or builds nothing.

@@ -1,4 +1,4 @@
-"""An exported file against the network that it was made from."""
+"""Comparison of an exported file with the network that it was made from."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from fassd_kernels.reference.upsample import certainty_levels
 
 @dataclass(frozen=True)
 class Verification:
-    """What came out.
+    """The result of `verify`.
 
     Attributes:
-        labels: share of equal labels, of the picture where it is smallest.
-        logits: largest difference of a logit over the largest logit, of the picture where it is
-            largest; None where the file gives labels.
-        pictures: how many were compared.
-        labels_limit, logits_limit: what was asked for.
-        certainty: mean difference of a certainty, 0 to 1, of the picture where it is largest; None
-            where the file tells none. It may be a hundredth more than the share of labels that may
-            differ.
+        labels: share of equal labels, for the picture where it is smallest.
+        logits: largest difference of a logit over the largest logit, for the picture where it is
+            largest; None if the file returns labels.
+        pictures: number of pictures that were compared.
+        labels_limit, logits_limit: required limits.
+        certainty: mean difference of a certainty, 0 to 1, for the picture where it is largest; None
+            if the file returns none. It may exceed the permitted share of different labels by a
+            hundredth.
     """
 
     labels: float
@@ -41,7 +41,7 @@ class Verification:
     @property
     def passed(self) -> bool:
         near = self.logits is None or self.logits_limit is None or self.logits <= self.logits_limit
-        # Certainties differ where labels may, and where logits do.
+        # Certainties differ where labels or logits may.
         certain = self.certainty is None or self.certainty <= 1.01 - self.labels_limit
         return self.labels >= self.labels_limit and near and certain
 
@@ -78,10 +78,10 @@ def verify(
     *,
     labels_limit: float | None = None,
 ) -> Verification:
-    """Compare labels, and logits where there are any, on pictures.
+    """Compare labels, and logits if there are any, on pictures.
 
     Args:
-        exported: the file.
+        exported: file to verify.
         source: the plain network in float32, on the CPU, in eval mode.
         pictures: (H, W, 3) uint8 RGB, of sizes that the file takes.
         labels_limit: share of labels that have to be equal; by the file's dtype if not given.

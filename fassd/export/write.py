@@ -1,4 +1,4 @@
-"""`export`: a network of the family to a file of any format."""
+"""`export`: writing a network of the family to a file of any format."""
 
 from __future__ import annotations
 
@@ -29,34 +29,34 @@ from fassd_kernels.reference.upsample import Measure
 
 BACKENDS = ("auto", "cpu", "reference")
 TRACED_AT = (512, 1024)
-"""Size that a network for any size is traced at."""
+"""Size for tracing a network of any size."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to export.
+    """A network to export, and the file's options.
 
     Attributes:
-        model: a name of `fassd.list_models()`, or a full one, of `fassd.create_model`.
-        format: of `FORMATS`.
-        weights, num_classes, alpha: as of `fassd.create_model`; None becomes what it stands for.
-        size: (H, W), or None for any size.
-        batch: pictures of a call.
-        dtype: of the format's; inputs and outputs stay float32 or uint8.
-        output: of `OUTPUTS`.
+        model: name from `fassd.list_models()`, or a full one, as in `fassd.create_model`.
+        format: format from `FORMATS`.
+        weights, num_classes, alpha: as in `fassd.create_model`; None is replaced by its meaning.
+        size: size (H, W), or None for any size.
+        batch: number of pictures per call.
+        dtype: precision, one of the format's; inputs and outputs stay float32 or uint8.
+        output: kind of result, from `OUTPUTS`.
         measure: of the output "labels+confidence", as of
             `fassd_kernels.reference.upsample_confidence`.
         preprocess: take uint8 RGB (N, H, W, 3) and normalise inside.
         backend: for "torch" and "aoti", of `BACKENDS`. With "cpu", or "auto" where they are built,
             the operators of `fassd_kernels` stay operators, which the program that loads the file
             has to have; "reference" is PyTorch's own alone.
-        opset: of ONNX; None for the exporter's choice.
-        classes: names and colours, in any order if the weights' file tells their names; those of
-            the file if not given, or Cityscapes' or numbered ones if it tells none.
+        opset: version of ONNX's operators; None for the exporter's default.
+        classes: names and colours, in any order if the weights' file has their names; by default
+            those of the file, or Cityscapes' or numbered ones if it has none.
 
     Raises:
-        ExportError: something that does not go together; the message says what does.
-        ValueError: an unknown model.
+        ExportError: options do not go together; the message says which do.
+        ValueError: the model is unknown.
     """
 
     model: str
@@ -117,23 +117,23 @@ class Request:
 
 
 class Exporter:
-    """Builds the network of a request, and writes it.
+    """Builder of the network of a request, and writer of its file.
 
     Attributes:
-        source: the plain network in float32, in eval mode; what a file is compared with.
-        network: what is traced, in `deployed`: the source, a copy in 16 bits, or a fused one.
-        traced_at: (H, W) of the example.
-        metadata: what the file will tell.
+        source: plain network in float32, in eval mode, to compare a file with.
+        network: network to trace, in `deployed`: the source, a copy in 16 bits, or a fused one.
+        traced_at: size (H, W) of the example.
+        metadata: metadata for the file.
 
     Raises:
-        ExportError: `fassd_kernels` is asked for, and is not here.
-        ValueError, OSError: as `fassd.create_model`.
+        ExportError: `fassd_kernels` is requested, but not available.
+        ValueError, OSError: as in `fassd.create_model`.
     """
 
     def __init__(self, request: Request) -> None:
         self.request = request
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # random weights, where none are given, are the same in every file
+            torch.manual_seed(0)  # random weights, without given ones, are the same in every file
             self.source = create_model(
                 request.model, request.num_classes, request.alpha, weights=request.weights
             ).eval()
@@ -175,7 +175,7 @@ class Exporter:
         )
 
     def _classes(self) -> tuple[LabelClass, ...]:
-        """The request's classes, in the order of the network's where its names are known."""
+        """The request's classes, in the order of the network's if its names are known."""
         wanted = self.request.classes or classes_of(self.source)
         places = labels_by_name(self.source, [info.name for info in wanted])
         return wanted if places is None else tuple(wanted[place] for place in places)
@@ -185,7 +185,7 @@ class Exporter:
         import fassd_kernels
 
         request, missing = self.request, fassd_kernels.ops.CPU_MISSING
-        # OpenVINO narrows the weights itself, TensorRT whatever it likes; int8 starts in float32.
+        # OpenVINO narrows the weights itself, TensorRT as it likes; int8 starts in float32.
         kept = request.dtype == "int8" or request.format in ("openvino", "tensorrt")
         dtype = torch.float32 if kept else getattr(torch, request.dtype)
         fused = FORMATS[request.format].is_program and request.backend != "reference"
@@ -205,11 +205,11 @@ class Exporter:
             calibration: for int8, pictures (H, W, 3) uint8 RGB of the request's size.
 
         Raises:
-            ExportError: int8 without pictures, or an opset that cannot be had.
+            ExportError: int8 is requested without pictures, or the opset is not available.
             ImportError: a package is missing.
         """
         request = self.request
-        # TensorRT makes 16 bits of a float32 graph.
+        # TensorRT makes 16 bits from a float32 graph.
         dtype = request.dtype if request.format == "onnx" or request.dtype == "int8" else "float32"
         data = replace(self.metadata, format="onnx", dtype=dtype)
         model = onnx_model(self.deployed, data, self.traced_at, request.opset)
@@ -219,7 +219,7 @@ class Exporter:
         return model
 
     def _batches(self, calibration: Pictures) -> list[npt.NDArray[Any]]:
-        """Inputs of the network from pictures, as many as fill whole batches."""
+        """Inputs of the network from pictures, enough to fill whole batches."""
         if not calibration:
             raise ExportError("int8 needs pictures to calibrate with: --calibration")
         pictures = self.request.preprocess
@@ -230,14 +230,14 @@ class Exporter:
         ]
 
     def write(self, path: Path, calibration: Pictures = ()) -> None:
-        """Write the file, or files, at once; nothing checks them, and nothing is renamed.
+        """Write the file, or files, directly; they are neither checked nor renamed.
 
         Args:
-            path: ends as the format's files do.
-            calibration: as of `onnx`.
+            path: path with an ending of the format.
+            calibration: pictures for int8, as in `onnx`.
 
         Raises:
-            ExportError, ImportError: as of `onnx`; a program that cannot be traced or compiled.
+            ExportError, ImportError: as in `onnx`; or the program cannot be traced or compiled.
         """
         request, data = self.request, self.metadata
         if FORMATS[request.format].is_program:
@@ -260,7 +260,7 @@ class Exporter:
 
 
 def versions() -> dict[str, str]:
-    """Of what took part in writing a file, as far as it is installed."""
+    """Versions of the packages that take part in writing a file, as far as they are installed."""
     found = {"fassd": fassd.__version__, "torch": torch.__version__}
     for name in ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "tensorrt", "timm"):
         try:

@@ -1,8 +1,8 @@
-"""How far the parts of a network see: which rows of its input a row of a part's result depends on.
+"""Receptive fields of a network's parts: the input rows that a row of a part's result depends on.
 
-A part is run on a strip of rows as on a whole picture. What its convolutions pad at an edge of the
-strip is wrong as far as they reach, and cut off; the rest is right if the strip begins where a
-strided layer has a row, and where a kernel that computes tiles of rows has one.
+A part is run on a strip of rows as on a whole picture. Rows that depend on a convolution's padding
+at an edge of the strip are wrong and are cut off; the others are right if the strip begins at a row
+of every strided layer and at a tile of every kernel that computes tiles of rows.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ from fassd.models.layers import BNPReLU, ConvBNPReLU, ConvLayer
 from fassd.models.mda import MDA
 
 TILE = 4
-"""Rows that a kernel of `fassd_kernels` computes together, at most: Winograd's F(4x4, 3x3). All of
-a tile's input decides how each of its rows is rounded, so a tile is computed whole or cut off."""
+"""Maximum number of rows that a kernel of `fassd_kernels` computes together: Winograd's F(4x4,
+3x3). All of a tile's input affects the rounding of each of its rows, so a tile is computed
+completely or cut off."""
 
 KNOWN = (HarDBlock, ConvLayer, MDA, DAPF, AsymmetricAtrousBranch, ConvBNPReLU, BNPReLU)
-"""Modules that are no more than their parts, one behind the other or beside each other."""
+"""Modules that only run their parts, in sequence or in parallel."""
 
 LISTS = (nn.ModuleList, nn.Sequential)
 POINTWISE = (nn.BatchNorm2d, nn.ReLU, nn.PReLU, nn.Identity, nn.Dropout, nn.Dropout2d)
 
 
 class Window(NamedTuple):
-    """What a sliding window, of a convolution or a pooling, takes along one axis."""
+    """The sliding window of a convolution or a pooling along one axis."""
 
     kernel: int
     stride: int
@@ -41,23 +42,23 @@ class Window(NamedTuple):
     dilation: int = 1
 
     def result(self, size: int) -> int:
-        """Positions of the result, of `size` positions."""
+        """Number of positions of the result for `size` positions of the input."""
         return (size + 2 * self.padding - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
 
     @property
     def reach(self) -> int:
-        """Positions that it sees before or behind its own, at most."""
+        """Maximum number of positions that it reads before or after its own."""
         return max(self.padding, self.dilation * (self.kernel - 1) - self.padding)
 
 
 class Field(NamedTuple):
-    """What is known of a part.
+    """The receptive field of a part.
 
     Attributes:
-        stride: rows of its input to a row of its result.
-        reach: rows that a row of the result sees of the input above its own, and below, at most.
-        height, width: of the result.
-        values: that all results of its layers have, for each row of its input, on average.
+        stride: number of rows of its input per row of its result.
+        reach: maximum number of input rows that a row of the result reads above, or below, its own.
+        height, width: size of the result.
+        values: number of values in all results of its layers, per row of its input, on average.
     """
 
     stride: int
@@ -68,20 +69,20 @@ class Field(NamedTuple):
 
 
 class UnboundedError(ValueError):
-    """A module sees the whole picture, or it is not known how far it sees."""
+    """A module reads the whole picture, or its reach is not known."""
 
 
 def field_of(parts: Iterable[tuple[str, nn.Module]], size: tuple[int, int]) -> Field:
-    """What modules that follow each other see together.
+    """The receptive field of a sequence of modules.
 
-    Branches are counted as if they followed each other: at least what they see.
+    Branches are treated like a sequence, which reads at least as much.
 
     Args:
-        parts: modules with their names, of `KNOWN` classes.
+        parts: modules with their names, of classes in `KNOWN`.
         size: height and width of the input.
 
     Raises:
-        UnboundedError: there is a module of another class; the message names it.
+        UnboundedError: a module is of another class; the message names it.
     """
     height, width = size
     rows, columns, reach, values = 1, 1, 0, 0.0
@@ -108,7 +109,7 @@ def window_of(leaf: Any, axis: int) -> Window:
 
 
 def _does_as_named(part: nn.Module) -> bool:
-    """Whether its class is no other's, with a ``forward`` of its own."""
+    """True if its class is of this project or of PyTorch, and so does what its name says."""
     return type(part).__module__.partition(".")[0] in ("fassd", "fassd_kernels", "torch")
 
 
@@ -134,34 +135,34 @@ def _leaves(parts: Iterable[tuple[str, nn.Module]]) -> Iterable[tuple[str, nn.Mo
 # ----------------------------------------------------------------------------- encoders of timm
 
 PROBED = (2048, 8192)
-"""Rows of the input on which it is tried how far an encoder sees."""
+"""Rows of input with which an encoder's reach is measured."""
 
 PROBED_WIDTH = 64
 
 SAME = 1e-3
-"""Relative difference of results up to which rounding alone explains it."""
+"""Relative difference of results up to which rounding explains it."""
 
 
 def encoder_field(encoder: Encoder, size: tuple[int, int]) -> Field:
-    """What an encoder of timm sees, found by what a value that is no number spreads to.
+    """The receptive field of an encoder of timm, measured by the spread of NaNs.
 
-    Its modules are of any kind, so that no sum over them would do. What tiles of the fused kernels
-    see beyond that is added for each convolution that may be computed so.
+    Its modules are of any kind, so it cannot be added up. The additional reach of the fused
+    kernels' tiles is added for each convolution that may use them.
 
     Args:
         encoder: in eval mode.
         size: height and width of the picture.
 
     Returns:
-        The field of all its maps together, at the coarsest's stride; `height` and `width` are the
-        coarsest's.
+        The field of all its maps together, at the coarsest's stride; `height` and `width` are those
+        of the coarsest.
 
     Raises:
-        UnboundedError: a module sees the whole picture, which the message names; or what it makes
-            of a row depends on where that lies.
+        UnboundedError: a module, which the message names, reads the whole picture; or the result
+            for a row depends on its position.
     """
     probe = copy.deepcopy(encoder).cpu().float()
-    # With a hook a captured encoder runs as it is written, without a graph for each of these sizes.
+    # A captured encoder with a hook runs unchanged, without a graph for each of these sizes.
     probe.project[0].register_forward_hook(lambda *call: None)
     probe.body.register_forward_hook(lambda *call: None)
     stride = STRIDES[-1]
@@ -178,14 +179,14 @@ def encoder_field(encoder: Encoder, size: tuple[int, int]) -> Field:
     _check_place(probe, reach)
     height, width = (-(-side // stride) for side in size)
     values = seen.values * size[1] / PROBED_WIDTH
-    # To where a strip has a row of the coarsest map.
+    # Rounded up to a row of the coarsest map.
     return Field(stride, -(-(reach + seen.tiles) // stride) * stride, height, width, values)
 
 
 def _check_place(encoder: Encoder, reach: int) -> None:
-    """See that rows of a strip become what they do in the picture, but for its edges.
+    """Check that rows of a strip have the same results as in the picture, except at its edges.
 
-    Windows that divide a picture, and positions in it, would not.
+    They would not with windows that divide a picture, or positions in it.
     """
     shift = TILE * STRIDES[-1]
     rows = reach + 3 * shift
@@ -206,12 +207,12 @@ def _check_place(encoder: Encoder, reach: int) -> None:
 
 
 class _Probe:
-    """One run of an encoder on zeros with a band of rows that are no numbers in the middle.
+    """One run of an encoder on zeros with a band of NaN rows in the middle.
 
     Attributes:
-        culprit: name and class of the module that first gives nothing but NaN.
-        tiles: rows of the input that tiles of kernels reach in all.
-        values: per row of the input, of its maps and of the largest results in between.
+        culprit: name and class of the first module whose result is entirely NaN.
+        tiles: number of input rows that tiles of kernels read, over all convolutions.
+        values: number of values per input row in its maps and its largest intermediate results.
     """
 
     def __init__(self, encoder: Encoder, rows: int) -> None:
@@ -227,7 +228,7 @@ class _Probe:
         finally:
             for handle in handles:
                 handle.remove()
-        # Of a layer its input, its result, and what a block adds to it.
+        # For a layer: its input, its result, and the values that a block adds to it.
         values = 4 * self._largest + sum(each.numel() for each in self._maps)
         self.values = values / rows
 
@@ -242,7 +243,7 @@ class _Probe:
             self.culprit = f"{name}, a {type(part).__name__}"
 
     def reach(self, stride: int) -> int | None:
-        """Rows above and below that are seen; None where they are as many as there are."""
+        """Rows above and below that are read; None if all rows are."""
         most = 0
         for each in self._maps:
             step = self._rows // each.shape[2]

@@ -54,18 +54,18 @@ def labelled(
     """The labels of a picture, computed in strips (`fassd.inference.strips`) or by tiles.
 
     Args:
-        segmenter: with a network of `fassd.list_models()`, and no size of its own; for tiles any.
-        picture: what is labelled.
-        folder: for the maps of the network, some 24 bytes a pixel. When the block ends well, or the
-            picture is damaged, it is removed; else it stays, and a later call with the same
-            arguments goes on there.
+        segmenter: segmenter with a network of `fassd.list_models()`, and no size; any for tiles.
+        picture: picture to label.
+        folder: folder for the network's maps, some 24 bytes per pixel. It is removed if the block
+            succeeds or the picture is damaged; otherwise it stays, and a later call with the same
+            arguments continues there.
         memory: bytes that the values of a strip may take.
         rows: rows of the picture in a strip, in place of `memory`.
         tiles: side of the tiles (`fassd.inference.tiles`); None for strips.
         progress: called with the share that is done, after each strip.
 
     Raises:
-        UnboundedError: it is not known how far a module of the network sees (a ValueError).
+        UnboundedError: the reach of a module of the network is not known (a ValueError).
         ValueError: the picture is too small or has bands, the memory is not enough, the segmenter
             has a size or several views (with tiles, it may).
         OSError: the maps do not fit on the disk, or another process works in the folder.
@@ -79,7 +79,7 @@ def labelled(
     if rows is None:
         check_memory(steps, memory)
     try:
-        with alone(folder):  # until the labels are read, too
+        with alone(folder):  # until the labels have been read
             run(steps, folder, identity, memory=memory, rows=rows, progress=progress)
             yield LabelRows(steps[-1].targets[0].map)
     except ImageError:  # what was made of a damaged picture is of no use when it is mended
@@ -101,7 +101,7 @@ def predict_file(
 ) -> tuple[int, int]:
     """Label a picture file of any size, from disk to disk.
 
-    The labels are those of the whole picture (`fassd.inference.strips`), but for tiles.
+    The labels are those of the whole picture (`fassd.inference.strips`), except with tiles.
 
     Args:
         segmenter, memory, tiles, progress: as of `labelled`.
@@ -109,10 +109,10 @@ def predict_file(
             which is read whole.
         output: a TIFF in tiles: the labels, in a palette of the classes' colours.
         scratch: folder for the maps; by default a hidden one beside `output`.
-        max_pixels: largest height times width of a picture that is read whole.
+        max_pixels: maximum of height times width for a picture that is read whole.
 
     Returns:
-        Its height and width.
+        The picture's height and width.
 
     Raises:
         As `labelled`, and `fassd.io.images.ImageError` where the source cannot be read.
@@ -128,13 +128,13 @@ def predict_file(
 
 
 def write_labels(path: Path, labels: LabelRows, palette: npt.NDArray[np.uint8]) -> None:
-    """Labels as a TIFF in a palette of the classes' colours; of 16 bits in none."""
+    """Write labels as a TIFF with a palette of the classes' colours; without one for 16 bits."""
     size = (labels.height, labels.width)
     write_tiff(path, size, labels.read, labels.dtype, palette if labels.dtype == np.uint8 else None)
 
 
 def scratch_folder(output: Path, scratch: str | os.PathLike[str] | None = None) -> Path:
-    """Where the maps of a picture lie whose result is `output`."""
+    """Folder for the maps of the picture whose result is `output`."""
     if scratch is None:
         return output.parent / f".{output.name}.strips"
     own = hashlib.sha256(os.fsencode(output.absolute())).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""Maps of a network in files, for pictures whose maps do not fit in memory."""
+"""A network's maps in files, for pictures whose maps do not fit into memory."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class MapFile:
     """A map of a network in a file: (height, width, channels), row by row.
 
     Args:
-        path: the file, which is made where it does not exist.
-        shape: (height, width, channels).
-        dtype: of the values.
+        path: path of the file, which is created if it does not exist.
+        shape: shape (height, width, channels).
+        dtype: dtype of the values.
     """
 
     def __init__(self, path: Path, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
@@ -29,7 +29,7 @@ class MapFile:
             file.truncate(self.bytes)
 
     def write(self, first: int, strip: Tensor) -> None:
-        """Put a strip, (1, channels, rows, width), at row `first`."""
+        """Write a strip, (1, channels, rows, width), at row `first`."""
         rows = strip[0].permute(1, 2, 0).contiguous().cpu()
         with self.path.open("r+b", buffering=0) as file:
             file.seek(first * self._row)

@@ -1,4 +1,4 @@
-"""What may stand for a picture in Python, and its pixels."""
+"""Objects that represent a picture in Python, and their pixels."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def to_rgb(
 
     Raises:
         ImageError: it cannot be read or converted.
-        ValueError: an order that it cannot have.
+        ValueError: `order` does not apply to it.
     """
     if order not in get_args(Order):
         raise ValueError(f"order must be one of {', '.join(get_args(Order))}, got {order!r}")
@@ -54,7 +54,7 @@ def to_rgb(
     if isinstance(image, Image.Image):
         try:
             return pil_to_rgb(image, range)
-        except OSError as error:  # its file is read only now
+        except OSError as error:  # its file is only read now
             raise ImageError(f"the Pillow image cannot be decoded: {error}") from error
     raise ImageError(f"{ACCEPTED}, got {type(image).__name__}")
 
@@ -66,12 +66,12 @@ def to_bands(
     order: Order = "RGB",
     max_pixels: int | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """Likewise of a network of `count` bands, (H, W, count) uint8.
+    """The same for a network of `count` bands, (H, W, count) uint8.
 
     Raises:
         ImageError: it cannot be read or converted, or has other bands.
-        ValueError: an order, which bands do not have.
-        ImportError: as of `fassd.io.bands.read_bands`.
+        ValueError: an order was given, which bands do not have.
+        ImportError: as in `fassd.io.bands.read_bands`.
     """
     if order != "RGB":
         raise ValueError(f"order is of three colours, the network takes {count} bands as they come")
@@ -81,7 +81,7 @@ def to_bands(
         try:
             image.load()
             image = ImageOps.exif_transpose(image)
-        except OSError as error:  # its file is read only now
+        except OSError as error:  # its file is only read now
             raise ImageError(f"the Pillow image cannot be decoded: {error}") from error
         image = np.asarray(image.convert("RGB") if image.mode == "P" else image)
     if isinstance(image, np.ndarray):
@@ -95,8 +95,8 @@ def tensor_to_array(tensor: torch.Tensor, bands: int | None = None) -> npt.NDArr
     """A tensor, or a batch of four dimensions, with its channels last.
 
     Args:
-        tensor: channels first or last, or none.
-        bands: how many channels there may be; None for 1, 3 and 4.
+        tensor: tensor with channels first, last, or none.
+        bands: permitted number of channels; None for 1, 3 and 4.
     """
     tensor = tensor.detach().cpu()
     if tensor.dtype == torch.bfloat16:  # NumPy has none

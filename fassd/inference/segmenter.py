@@ -34,54 +34,54 @@ from fassd.models.preprocess import normalize, preprocessing_of
 from fassd.models.zoo import is_weights_file, settled
 from fassd_kernels.reference.upsample import Measure
 
-MOST_SCORES = 1 << 28  # of all classes at a picture's size, that are made at once
+MOST_SCORES = 1 << 28  # of all classes at full size, made at a time
 
 Labels: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Confident: TypeAlias = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
 
 
 class Segmenter:
-    """A network ready to label pictures, with everything around it: reading, sizes, precision.
+    """A network prepared to label pictures, including reading, sizes and precision.
 
     >>> labels = Segmenter("fassd_net", weights="cityscapes").predict("street.jpg")
 
-    It works on its own copy of the network, in eval mode: later changes to `model` do not show.
+    It works on its own copy of the network, in eval mode: later changes to `model` have no effect.
     Pictures of a list are processed one at a time, so that they may differ in size; those of a
-    batch at once.
+    batch together.
 
     Args:
-        model: a name of `fassd.list_models()`, or a full one, of `fassd.create_model`; a file of
+        model: name from `fassd.list_models()`, or a full one, as in `fassd.create_model`; a file of
             `fassd train` (`fassd.load`) or of `fassd export`; or a module that takes normalised BGR
-            (1, 3, H, W), or what `fassd.models.preprocessing_of` says, and returns logits (1,
-            classes, H, W), alone or in a dict under "out" or "logits", or at the head of a
+            (1, 3, H, W), or the input described by `fassd.models.preprocessing_of`, and returns
+            logits (1, classes, H, W), alone, in a dict under "out" or "logits", or first in a
             tuple.
-        weights: what `fassd.create_model` takes (a name) or `fassd.load_checkpoint` reads (a
-            module). None keeps the weights as they are: for a name, random ones.
-        num_classes: classes of a network given by name; None as of `fassd.create_model`.
-        alpha: DAPF's reduction, for a network given by name; None as of `fassd.create_model`.
-        backend: "reference" is plain PyTorch; "auto" the fastest that `fassd_kernels` has here; any
-            other name asks `fassd_kernels` for that backend. Of a file, what runs it: "onnxruntime"
-            or "openvino" for .onnx, "auto" for the ending's own.
-        dtype: what the network computes in: torch.float32, float16, bfloat16, or None for the
-            dtype of its weights. A file keeps its own.
-        device: where it runs; None for where `model` is, or for a name CUDA if there is any.
+        weights: weights, as for `fassd.create_model` (with a name) or `fassd.load_checkpoint` (with
+            a module). None keeps the weights: for a name, random ones.
+        num_classes: number of classes of a network given by name; None as in `fassd.create_model`.
+        alpha: DAPF's reduction, for a network given by name; None as in `fassd.create_model`.
+        backend: "reference" for plain PyTorch, "auto" for the fastest that `fassd_kernels` has
+            here, or the name of one of its backends. For a file, its runtime: "onnxruntime" or
+            "openvino" for .onnx, "auto" for the ending's default.
+        dtype: precision of the network: torch.float32, float16, bfloat16, or None for the dtype of
+            its weights. A file keeps its own.
+        device: device to run on; None for that of `model`, or for a name CUDA if there is any.
         size: (height, width) of the network's input. Pictures are resized to it (bilinear,
             antialiased) and the logits are resized back (bilinear, align_corners=True, as
             everywhere in these networks) before the largest is taken. None uses the picture's own
-            size, or the size of a file that takes only one.
-        scales: sizes at which each picture is seen, as factors of its own or of `size`. Of several
-            views the label is that of the largest mean probability, as `fassd val` has it.
-        flip: see each view mirrored left to right, too.
-        range: values that become 0 and 255 of pictures of more than 8 bits, as
-            `fassd.io.images.read_image` takes it: (low, high), "auto", or None for all that 16 bits
-            can hold and 0 .. 1 of floats.
-        max_pixels: largest height times width of a picture file.
+            size, or that of a file that takes only one.
+        scales: sizes of the views of each picture, as factors of its own or of `size`. With several
+            views the label has the largest mean probability, as in `fassd val`.
+        flip: True adds each view mirrored left to right.
+        range: values that become 0 and 255 in pictures of more than 8 bits, as in
+            `fassd.io.images.read_image`: (low, high), "auto", or None for all that 16 bits can hold
+            and 0 .. 1 for floats.
+        max_pixels: maximum of height times width of a picture file.
 
     Raises:
-        ValueError: an unknown name or backend, unsuitable weights, a bad size, scale or range.
-        FileNotFoundError: no such weights file.
-        TypeError: a model that is neither a name nor a module; in `predict`, one that returns no
-            logits.
+        ValueError: a name or backend is unknown, weights are unsuitable, or a size, scale or range
+            is bad.
+        FileNotFoundError: there is no such weights file.
+        TypeError: the model is neither a name nor a module; or, in `predict`, it returns no logits.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Segmenter:
         self.views = Views(scales, flip)
         self.range, self.max_pixels = as_range(range), max_pixels
         if is_exported(model):
-            # With no device asked for, a file runs where its runtime does.
+            # Without a given device, a file runs on its runtime's.
             model = ExportedNetwork(model, backend, pick_device(device or default_device(model)))
         if isinstance(model, ExportedNetwork):
             _check_file(model, weights, num_classes, alpha, dtype, size)
@@ -121,18 +121,18 @@ class Segmenter:
                 only = "{}x{}".format(*model.input_size)
                 raise ValueError(f"{model.path} takes pictures of {only} alone: scales have no use")
             self.model: nn.Module = model
-            self.device, self.dtype = torch.device("cpu"), torch.float32  # of what it takes
+            self.device, self.dtype = torch.device("cpu"), torch.float32  # for its input
             return
         network = _network(model, weights, num_classes, alpha, device)
         self.size = size
         self.model = accelerated(network, backend, dtype)
-        # What the network holds, not what was asked: an accelerated one may keep other buffers.
+        # The network's own dtype, not the requested one: an accelerated one may keep other buffers.
         first = next(self.model.parameters(), torch.empty(0))
         self.device, self.dtype = first.device, dtype or first.dtype
 
     @property
     def classes(self) -> tuple[LabelClass, ...]:
-        """Names and colours of the labels, as `fassd.io.palette.classes_of`."""
+        """Names and colours of the labels, as in `fassd.io.palette.classes_of`."""
         return classes_of(self.model)
 
     @property
@@ -184,27 +184,27 @@ class Segmenter:
                 * a batch of such, an array (N, H, W, C) or a tensor (N, C, H, W) or (N, H, W, C),
                   which the network takes at once.
 
-                A network of other bands than three colours (`in_channels` of `fassd.create_model`)
-                takes arrays and tensors of as many channels, and files as `fassd.io.bands` reads
-                them.
+                A network with other bands than three colours (`in_channels` of
+                `fassd.create_model`) takes arrays and tensors with its number of channels, and
+                files as in `fassd.io.bands`.
 
-            order: of the colours in arrays and tensors: "RGB", or "BGR" as OpenCV has them.
-            confidence: also tell how certain each label is: the largest "probability", its "margin"
-                before the second largest, or "entropy", 1 less that over the entropy of equal
-                probabilities. The probabilities are those at the network's temperature
-                (`fassd val --temperature fit`).
+            order: order of the colours in arrays and tensors: "RGB", or "BGR" as in OpenCV.
+            confidence: measure of each label's certainty, to return it as well: the largest
+                "probability", its "margin" over the second largest, or "entropy", 1 minus its ratio
+                to the entropy of equal probabilities. The probabilities are at the network's
+                temperature (`fassd val --temperature fit`).
 
         Returns:
             (H, W) class indices at the picture's own size, uint8 (uint16 above 256 classes); with
-            `confidence` a tuple of these and, alike, 255 times the certainty; for a list, a list of
-            them; for a batch (N, H, W).
+            `confidence` a tuple of these and, with the same shape, 255 times the certainty; for a
+            list, a list of them; for a batch (N, H, W).
 
         Raises:
-            ImageError: a picture that cannot be read or converted (a ValueError).
-            ValueError: the picture, or `size`, is too small for the network. Both name the file,
-                or its place in the list. Or another `order`, or "BGR" of a file or Pillow image,
-                which tell their own. Or `confidence` is none of the above, or of a network that
-                gives labels alone, or of more than 256 classes.
+            ImageError: a picture cannot be read or converted (a ValueError).
+            ValueError: the picture, or `size`, is too small for the network (these two errors name
+                the file, or the position in the list); `order` is another, or "BGR" for a file or
+                Pillow image, which have their own; or `confidence` is none of the above, or the
+                network only returns labels, or has more than 256 classes.
         """
         if confidence is not None:
             self._check_confidence(confidence)
@@ -225,17 +225,17 @@ class Segmenter:
             network's temperature.
 
         Raises:
-            ValueError: as of `predict`; a network that gives labels alone.
+            ValueError: as in `predict`; or the network only returns labels.
         """
         self._check_output(None)
         prefix = _name(image)
         return self._summed(self._picture(image, prefix, order), prefix).mean()
 
     def logits(self, image: ImageLike, *, order: Order = "RGB") -> torch.Tensor:
-        """The scores behind `predict`, for one picture.
+        """Compute the scores behind `predict`, for one picture.
 
         Returns:
-            (classes, H, W) float32 at the picture's own size, on the network's device; of several
+            (classes, H, W) float32 at the picture's own size, on the network's device; with several
             views the logarithms of the mean probabilities.
         """
         prefix = _name(image)
@@ -256,7 +256,7 @@ class Segmenter:
             )
 
     def _check_output(self, measure: str | None) -> None:
-        """See whether a file gives a measure, or the probabilities."""
+        """Check that a file returns a measure, or the probabilities."""
         file: Any = self.model
         output = getattr(getattr(file, "metadata", None), "output", "logits")
         if output != "logits" and not (measure == file.measure is not None and self.views.plain):
@@ -309,7 +309,7 @@ class Segmenter:
         return labels.astype(np.uint8) if scores.shape[1] <= 256 else labels.astype(np.uint16)
 
     def _is_direct(self, batch: torch.Tensor, size: tuple[int, int]) -> bool:
-        """Whether the network gives labels of up to 256 classes without full-size scores."""
+        """True if the network returns labels of up to 256 classes without full-size scores."""
         network: Any = self.model
         hooked = network._forward_hooks or network._forward_pre_hooks
         sides = batch.shape[1:3] if batch.dtype == torch.uint8 else batch.shape[2:]
@@ -321,7 +321,7 @@ class Segmenter:
     ) -> torch.Tensor:
         """Labels and their certainty, (2, H, W) uint8."""
         network: Any = self.model
-        # Those of fassd_kernels, and files that tell it.
+        # Computed by fassd_kernels, or by files that return it.
         if self.views.plain and getattr(network, "measure", None) is not None:
             batch, size = self._batch(picture)
             if self._is_direct(batch, size):
@@ -336,7 +336,7 @@ class Segmenter:
 
     def _picture(self, image: Any, prefix: str, order: Order) -> npt.NDArray[np.uint8]:
         """A picture as uint8 RGB, (H, W, 3), or (H, W, bands)."""
-        of_file = isinstance(image, (str, os.PathLike))  # which its errors name themselves
+        of_file = isinstance(image, (str, os.PathLike))  # whose errors name it themselves
         try:
             if self.bands is not None:
                 return to_bands(image, self.bands, self.range, order, self.max_pixels)
@@ -381,7 +381,7 @@ class Segmenter:
         classes = scores.shape[1]
         if scores.shape[2:] == size or classes * size[0] * size[1] <= MOST_SCORES:
             return self._resized(scores, size).argmax(0)
-        # Of a hundred megapixels all scores of 19 classes would take 8 GB.
+        # All scores of 19 classes for a hundred megapixels would take 8 GB.
         best = self._resized(scores[:, :1], size)[0]
         labels = torch.zeros(size, dtype=torch.int32, device=scores.device)
         for index in range(1, classes):
@@ -399,7 +399,7 @@ class Segmenter:
 
 
 def _name(image: Any) -> str:
-    """What errors about a picture begin with: its file, if it is one."""
+    """Prefix of errors about a picture: its file, if it has one."""
     return f"{os.fspath(image)}: " if isinstance(image, (str, os.PathLike)) else ""
 
 
@@ -408,10 +408,10 @@ def accelerated(
 ) -> nn.Module:
     """A copy of `model` in eval mode, computing in `dtype` with `backend` (see `Segmenter`).
 
-    An encoder that is built for it has its branches merged.
+    Branches of an encoder that can be merged are merged.
 
     Raises:
-        ValueError: a backend that `fassd_kernels` does not know or have here.
+        ValueError: the backend is unknown to `fassd_kernels`, or not available.
     """
     network = reparameterize(copy.deepcopy(model).eval())
     if backend == "reference":
@@ -429,7 +429,7 @@ def _check_file(
     dtype: torch.dtype | None,
     size: tuple[int, int] | None,
 ) -> None:
-    """See whether what is asked for is in the file."""
+    """Check that the file has the requested properties."""
     path = network.path
     _check_alone(path, weights)
     for what, asked, known in (
@@ -471,7 +471,7 @@ def _network(
     alpha: int | None,
     device: torch.device | str | None,
 ) -> nn.Module:
-    """The network on its device, with its weights; the caller's own module stays untouched."""
+    """The network on its device, with its weights; the caller's own module is not changed."""
     if is_weights_file(model):
         _check_alone(model, weights)
         settled(model, None, num_classes, alpha)
@@ -481,7 +481,7 @@ def _network(
         network = create_model(model, num_classes, alpha, weights=weights)
         device = pick_device(device)
     else:
-        assert isinstance(model, nn.Module)  # a path is a file's
+        assert isinstance(model, nn.Module)  # a path is always a file
         network = model
         device = pick_device(device) if device is not None else None
         if weights is not None:

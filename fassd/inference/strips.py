@@ -1,15 +1,15 @@
 """Pictures of any size, labelled as a whole and computed strip by strip.
 
-The network's maps lie in files. Each is made from the one before it, a strip of rows at a time: a
-strip is read with as many rows above and below as the layers between the two maps see
+The network's maps are stored in files. Each is made from the previous one, a strip of rows at a
+time: a strip is read with as many rows above and below as the layers between the two maps read
 (`fassd.inference.fields`), computed, and written without them. Resizing takes its positions from
-the whole maps. So memory is that of a strip, whatever the picture's height, and every label is the
-whole picture's:
+the whole maps. Memory is therefore that of a strip, whatever the picture's height, and every label
+equals the whole picture's:
 
     picture > map at stride 4 > 8 > 16 > 32 > context > 16 > 8 > 4, scores > labels
                   '-----------'----'-------------------'----'----' skips
 
-What sees the whole map (image pooling) is computed on the whole of the coarsest map, a 1024th of
+Parts that read the whole map (image pooling) are computed on the whole coarsest map, a 1024th of
 the pixels.
 """
 
@@ -48,7 +48,7 @@ MEMORY = 2 << 30
 """Bytes that a strip may take, if nothing else is asked for."""
 
 TRIED = 8
-"""Side of a map on which parts are tried."""
+"""Side of a map for trying parts."""
 
 JOURNAL = "journal.json"
 """Name of the file that says which strips are done."""
@@ -173,16 +173,16 @@ class Plan:
         return MapFile(self.folder / f"{name}.raw", shape, dtype or self.dtype)
 
     def given(self, values: Tensor) -> Tensor:
-        """A strip as the network would have it from its own layers."""
+        """A strip in the form in which the network's own layers would return it."""
         values = values.to(self.device)
         return values if _is_fused(self.network) else values.contiguous()
 
     def zeros(self, channels: int, side: int) -> Tensor:
-        """A map on which parts are tried, to see how many channels they make."""
+        """A map for trying parts, to find their number of channels."""
         return torch.zeros(1, channels, side, side, dtype=self.dtype, device=self.device)
 
     def pixels(self, first: int, last: int) -> Tensor:
-        """Rows of the picture as the network takes them."""
+        """Rows of the picture in the form of the network's input."""
         values = normalize(self.picture.read(first, last), preprocessing_of(self.network))
         return torch.from_numpy(values)[None].to(self.device, self.dtype)
 

@@ -1,8 +1,8 @@
-"""Pictures of any size by any network: overlapping tiles, each labelled alone.
+"""Pictures of any size by any network: overlapping tiles, each labelled separately.
 
-An approximation: a tile's border lacks what lies beyond it. Of what two tiles share each gives the
-half that is farther from its border. The labels of the whole picture are those of
-`fassd.inference.strips`, for networks that it can take.
+An approximation: a tile does not see the picture beyond its border. In the part that two tiles
+share, each provides the half that is farther from its border. `fassd.inference.strips` computes the
+labels of the whole picture, for the networks that it supports.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from fassd.inference.segmenter import Segmenter
 
 OVERLAP = 4
-"""Tiles share the `OVERLAP`-th part of their side with the next."""
+"""Tiles share one part in `OVERLAP` of their side with the next tile."""
 
 
 class Window(NamedTuple):
-    """Positions [first, last) that a tile sees, and [top, bottom), of which it gives the labels."""
+    """Positions [first, last) that a tile sees, and [top, bottom) that it provides labels for."""
 
     first: int
     last: int
@@ -39,8 +39,8 @@ def windows(total: int, side: int) -> list[Window]:
     """The tiles along an axis: of equal sides, the last one moved back to the end.
 
     Args:
-        total: pixels of the axis.
-        side: of a tile; a shorter axis is one tile.
+        total: number of pixels of the axis.
+        side: side of a tile in pixels; a shorter axis is one tile.
     """
     if total <= side:
         return [Window(0, total, 0, total)]
@@ -55,13 +55,13 @@ class TileStep(Step):
     """A picture's labels, a row of tiles at a time.
 
     Args:
-        segmenter: labels a tile.
-        picture: what is labelled.
+        segmenter: segmenter that labels a tile.
+        picture: picture to label.
         folder: of the labels' file.
         side: of a tile, at least 1.
 
     Raises:
-        ValueError: another side, or a network that takes other bands than RGB.
+        ValueError: the side is invalid, or the network takes other bands than RGB.
     """
 
     def __init__(self, segmenter: Segmenter, picture: Picture, folder: Path, side: int) -> None:

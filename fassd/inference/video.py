@@ -23,30 +23,30 @@ from fassd.io.video.writer import FORMATS, VideoWriter, check_codec
 
 View = Literal["overlay", "labels", "side-by-side", "trainids"]
 
-DEPTH = 4  # frames that wait between two stages
-POLL = 0.1  # seconds after which a waiting stage looks whether it should stop
+DEPTH = 4  # maximum number of frames waiting between two stages
+POLL = 0.1  # seconds after which a waiting stage checks if it should stop
 
 
 class Labeller(Protocol):
-    """What `fassd.Segmenter` does: uint8 RGB (H, W, 3) in, class indices (H, W) out; or these and,
-    in a tuple, how certain they are."""
+    """The interface of `fassd.Segmenter` for frames: uint8 RGB (H, W, 3) to class indices (H, W),
+    or to a tuple of these and their certainty."""
 
     def predict(self, image: npt.NDArray[np.uint8]) -> Any: ...
 
 
 @dataclass
 class Summary:
-    """What became of a video, or has so far.
+    """The progress or result of labelling a video.
 
-    frames: how many the network has labelled; in the end, how many were written.
+    frames: number of frames labelled so far; in the end, number of frames written.
     size: height and width of a frame.
-    seconds: from the first frame's decoding on.
+    seconds: time since the start of decoding the first frame.
     busy: seconds that each stage worked: "decode", "network", "encode".
-    dropped: frames of a live source that came while the network was still busy.
-    trouble: what happened while reading.
-    codec: the encoder.
-    silent: codecs of sound that were left out, as the container cannot hold them.
-    interrupted: it was stopped by Ctrl-C.
+    dropped: number of a live source's frames that came while the network was busy.
+    trouble: problems met while reading.
+    codec: name of the encoder.
+    silent: codecs of sound that was left out, because the container cannot hold it.
+    interrupted: True if Ctrl-C stopped it.
     """
 
     frames: int = 0
@@ -68,7 +68,7 @@ class Summary:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Each stage's part of the work, from 0 to 1; together 1."""
+        """Each stage's share of the work, from 0 to 1; the sum is 1."""
         total = sum(self.busy.values()) or 1.0
         return {stage: seconds / total for stage, seconds in self.busy.items()}
 
@@ -85,29 +85,29 @@ def segment_video(
     limit: int | None = None,
     on_frame: Callable[[Summary], object] | None = None,
 ) -> Summary:
-    """Label a video frame by frame and write what is seen as another.
+    """Label a video frame by frame and write the result as another video.
 
-    The file takes its name only when it is complete, after Ctrl-C too, which ends the video early
-    (a second one drops it). A live source never waits: where the network is slower, the oldest
-    frame that waits is dropped, so that the delay stays within `DEPTH` frames for each queue.
-    Memory does not depend on the length.
+    The file gets its name only when it is complete, even after Ctrl-C, which ends the video early
+    (a second one discards it). A live source never waits: if the network is slower, the oldest
+    waiting frame is dropped, so that the delay stays within `DEPTH` frames for each queue. Memory
+    does not depend on the length.
 
     Args:
-        source: where frames come from; closed in the end.
-        output: the file to write, with an ending of `FORMATS`.
-        segmenter: labels a frame.
-        view: "overlay" lays the colours over the frame; "labels" shows them alone; "side-by-side"
-            puts the frame to the left of them; "trainids" is grey, its levels the labels
-            themselves, without loss (FFV1, of at most 256 classes).
+        source: source of the frames; closed at the end.
+        output: path of the file to write, with an ending of `FORMATS`.
+        segmenter: segmenter that labels a frame.
+        view: view to draw: "overlay" lays the colours over the frame; "labels" shows only them;
+            "side-by-side" puts the frame to the left of them; "trainids" is grey, its levels being
+            the labels themselves, without loss (FFV1, for at most 256 classes).
         opacity: strength of the colours in the overlay.
         colors: (classes, 3) uint8 RGB; by default the segmenter's `palette`, else Cityscapes'.
         codec: FFmpeg's name of the encoder; None picks one by the ending.
-        limit: stop after so many frames.
-        on_frame: called after each frame with what there is so far.
+        limit: maximum number of frames to label.
+        on_frame: function called after each frame with the summary so far.
 
     Raises:
         VideoError: no frame can be decoded, or the encoder cannot be used.
-        KeyboardInterrupt: Ctrl-C before the first frame was there, or a second one.
+        KeyboardInterrupt: Ctrl-C came before the first frame, or for a second time.
     """
     output = Path(output)
     if output.suffix.lower() not in FORMATS:
@@ -141,7 +141,7 @@ def _first_ctrl_c(interrupt: Callable[[], object]) -> Iterator[None]:
 
 
 class _Run:
-    """One video on its way: a thread decodes, this one runs the network, a third encodes."""
+    """One video being labelled: a thread decodes, this one runs the network, a third encodes."""
 
     def __init__(
         self, source: VideoSource, limit: int | None, on_frame: Callable[[Summary], object]
@@ -151,7 +151,7 @@ class _Run:
         self.stop = threading.Event()
         self.decoded: queue.Queue[Frame | Exception | None] = queue.Queue(DEPTH)
         self.labelled: queue.Queue[tuple[Frame, Any] | None] = queue.Queue(DEPTH)
-        self.failure: Exception | None = None  # of the encoder
+        self.failure: Exception | None = None  # failure of the encoder
         self.started = time.perf_counter()
 
     def interrupt(self) -> None:
@@ -177,7 +177,7 @@ class _Run:
                 self._hand_over((first, labels))
                 self._label_all(frames, segmenter)
                 self._hand_over(None)
-                while encoder.is_alive():  # in steps, so that a second Ctrl-C is heard everywhere
+                while encoder.is_alive():  # in steps, so that a second Ctrl-C is noticed everywhere
                     encoder.join(POLL)
                 if self.failure is not None:
                     raise self.failure
@@ -214,7 +214,7 @@ class _Run:
         self._put(self.decoded, end)
 
     def _make_room(self) -> None:
-        """Drop the frame that has waited longest, if the queue is full; its sound stays."""
+        """Drop the frame that has waited longest, if the queue is full; its sound is kept."""
         with self.decoded.mutex:
             waiting: Any = self.decoded.queue
             if len(waiting) == DEPTH:
@@ -231,7 +231,7 @@ class _Run:
     # ------------------------------------------------------------------------------------- network
 
     def _frames(self) -> Iterator[Frame]:
-        """What is decoded, until its end or until the run is stopped."""
+        """Decoded frames, until their end or until the run is stopped."""
         while not self.stop.is_set():
             try:
                 item = self.decoded.get(timeout=POLL)
@@ -257,7 +257,7 @@ class _Run:
         raise VideoError(f"{self.source.name}: holds no frame that can be decoded{damaged}")
 
     def _label(self, segmenter: Labeller, image: npt.NDArray[np.uint8]) -> tuple[Any, ...]:
-        """Labels and, if the segmenter tells it, their certainty."""
+        """Labels and, if the segmenter returns it, their certainty."""
         started = time.perf_counter()
         try:
             labels = segmenter.predict(image)
@@ -278,7 +278,7 @@ class _Run:
             self._hand_over((frame, labels))
 
     def _hand_over(self, item: tuple[Frame, Any] | None) -> None:
-        """Give a frame, or the end, to the encoder, which finishes after Ctrl-C, too."""
+        """Pass a frame, or the end, to the encoder, which finishes even after Ctrl-C."""
         while self.failure is None:
             with contextlib.suppress(queue.Full):
                 return self.labelled.put(item, timeout=POLL)

@@ -1,8 +1,9 @@
-"""Several views of one picture, resized and mirrored, and the mean of what a network says of them.
+"""Several views of one picture, resized and mirrored, and the mean of the network's results.
 
-Probabilities are summed row band by row band: a view's logits stay as small as the network gives
-them (a quarter of the sides of FASSD-Net's pictures) until a band of the picture asks for its rows.
-Logits at the picture's size are kept of no view, unless the network gives no smaller ones.
+Probabilities are summed one band of rows at a time: a view's logits stay as small as the network
+returns them (a quarter of the sides of FASSD-Net's pictures) until a band of the picture needs its
+rows. Logits at the picture's size are not stored for any view, unless the network returns no
+smaller ones.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ from fassd.models.layers import logits_of
 from fassd_kernels.reference.upsample import Measure, certainty_of
 
 BAND = 1 << 20
-"""Scores, of all classes, that a band of rows holds: 4 MB, so that it stays in a cache."""
+"""Maximum scores, over all classes, in a band of rows: 4 MB, so that it stays in a cache."""
 
 Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Views:
-    """Sizes at which a network sees each picture, and whether also in a mirror.
+    """The sizes at which a network sees each picture, with or without mirror images.
 
     Attributes:
-        scales: factors of the picture's sides, or of the size that the network sees.
-        flip: whether each is seen mirrored left to right, too.
+        scales: factors of the picture's sides, or of the network's input size.
+        flip: True adds each view mirrored left to right.
 
     Raises:
         ValueError: a scale is not above zero, or there is none.
@@ -53,7 +54,7 @@ class Views:
 
     @property
     def plain(self) -> bool:
-        """Whether the picture as it is is the only view."""
+        """True if the unchanged picture is the only view."""
         return tuple(self.scales) == (1,) and not self.flip
 
     def of(
@@ -63,8 +64,8 @@ class Views:
 
         Args:
             picture: (H, W, channels) uint8.
-            size: of the view at scale 1.
-            only: of all views, of a network that takes no other.
+            size: size of the view at scale 1.
+            only: size of all views, for a network that takes no other.
         """
         for scale in self.scales:
             view = resized(picture, only or tuple(max(1, round(side * scale)) for side in size))
@@ -76,14 +77,14 @@ class Views:
 class SummedViews:
     """Probabilities of one picture's classes, summed over its views.
 
-    Of few views it holds the logits as they came. Of many, or of large ones, it holds a sum at the
-    picture's size, and another one where there is a temperature: no more than two or three pictures
-    of all classes, and one view. Labels are those without a temperature, whatever it is.
+    For few views it stores the original logits. For many, or large ones, it stores a sum at the
+    picture's size, and another one if there is a temperature: no more than two or three pictures of
+    all classes, and one view. Labels do not depend on the temperature.
 
     Args:
         size: (H, W) of the picture.
-        softmax: whether logits become probabilities; False where they are probabilities already.
-        temperature: what logits are divided by for probabilities.
+        softmax: True if logits become probabilities; False if they are probabilities already.
+        temperature: divisor of the logits for probabilities.
 
     Attributes:
         count: number of views that were added.
@@ -95,7 +96,7 @@ class SummedViews:
         self.temperature = temperature
         self.count = 0
         self._waiting: list[tuple[Tensor, list[Size]]] = []
-        self._totals: dict[float, Tensor] = {}  # of temperatures
+        self._totals: dict[float, Tensor] = {}  # by temperature
 
     @torch.inference_mode()
     def add(self, logits: Tensor, view: Size | None, mirrored: bool) -> None:
@@ -103,8 +104,8 @@ class SummedViews:
 
         Args:
             logits: (1, classes, h, w) floating; enlarged bilinearly, align_corners=True.
-            view: (H, W) that they are enlarged to before the picture's; None for none.
-            mirrored: whether the view was.
+            view: (H, W) to which they are enlarged before the picture's size; None for none.
+            mirrored: True if the view was mirrored.
         """
         self.count += 1
         logits = logits.flip(3) if mirrored else logits
@@ -121,7 +122,7 @@ class SummedViews:
         """The sums, rows `top` to `bottom` at a time: top, bottom, (classes, rows, W) float32.
 
         Args:
-            temperature: 1 or the own one; of one view any.
+            temperature: 1 or the object's own; any with a single view.
         """
         height, width = self.size
         total = self._totals[temperature] if self._totals else None
@@ -140,14 +141,14 @@ class SummedViews:
 
     @torch.inference_mode()
     def logits(self) -> Tensor:
-        """Those of the only view, (1, classes, H, W)."""
+        """The logits of the only view, (1, classes, H, W)."""
         [(logits, sizes)] = self._waiting
         for size in sizes:
             logits = F.interpolate(logits, size, mode="bilinear", align_corners=True)
         return logits
 
     def _settle(self) -> None:
-        """Make sums of what waits."""
+        """Add the waiting logits to the sums."""
         totals = {}
         for temperature in {1.0, self.temperature}:
             total = self._totals.get(temperature)
@@ -161,25 +162,26 @@ class SummedViews:
 
     @torch.inference_mode()
     def labels(self, groups: Sequence[Sequence[int]] | None = None) -> Tensor:
-        """The class of the largest sum, (H, W) uint8, or int32 of more than 256 classes.
+        """The class with the largest sum, (H, W) uint8, or int32 for more than 256 classes.
 
         Args:
-            groups: classes whose sums are added; the label is the group's position then.
+            groups: groups of classes whose sums are added; the label is then the group's position.
         """
         found = []
         for _, _, band in self.bands():
             if groups is not None:
                 band = torch.stack([band[list(group)].sum(0) for group in groups])
-            largest = band.max(0).indices  # a quarter of argmax's time on a CPU
+            largest = band.max(0).indices  # takes a quarter of argmax's time on a CPU
             found.append(largest.to(torch.uint8 if len(band) <= 256 else torch.int32))
         return torch.cat(found)
 
     @torch.inference_mode()
     def confident(self, measure: Measure) -> Tensor:
-        """The class of the largest mean probability, and how certain it is: (2, H, W) uint8.
+        """The class with the largest mean probability, and its certainty: (2, H, W) uint8.
 
         Args:
-            measure: as of `fassd_kernels.reference.upsample_confidence`; of at most 256 classes.
+            measure: measure, as in `fassd_kernels.reference.upsample_confidence`; at most 256
+                classes.
         """
         found = []
         certain = self.bands(self.temperature)
@@ -196,9 +198,9 @@ class SummedViews:
         """The mean probabilities, (classes, H, W) float32.
 
         Args:
-            temperature: as of `bands`; None for the own one.
-            groups: classes whose probabilities are added; then, of them alone, they are made to sum
-                up to 1.
+            temperature: temperature, as in `bands`; None for the object's own.
+            groups: groups of classes whose probabilities are added; the groups' probabilities are
+                then scaled to a sum of 1.
         """
         at = self.temperature if temperature is None else temperature
         found = torch.cat([band for _, _, band in self.bands(at)], 1)
@@ -216,16 +218,16 @@ def summed(
     size: Size | None = None,
     temperature: float = 1.0,
 ) -> SummedViews:
-    """The probabilities of a picture's classes, summed over its views.
+    """Sum the probabilities of a picture's classes over its views.
 
     Args:
-        network: gives the logits; an exported file may take one size alone, and may give 1 for a
-            pixel's class and 0 for the others in place of logits.
+        network: network that returns logits; an exported file may take a single size, and may
+            return 1 for a pixel's class and 0 for the others instead of logits.
         picture: (H, W, channels) uint8.
-        views: how it is seen.
-        run: what `small_logits` gives of a view, (h, w, channels) uint8.
-        size: of the view at scale 1; None for the picture's.
-        temperature: what logits are divided by.
+        views: views of the picture.
+        run: function that returns the result of `small_logits` for a view, (h, w, channels) uint8.
+        size: size of the view at scale 1; None for the picture's.
+        temperature: divisor of the logits.
     """
     own = picture.shape[0], picture.shape[1]
     of_labels = getattr(getattr(network, "metadata", None), "output", "logits") != "logits"
@@ -236,12 +238,12 @@ def summed(
 
 
 def small_logits(network: nn.Module, batch: Tensor) -> tuple[Tensor, Size | None]:
-    """The logits of one view, (1, classes, h, w) float32, as small as the network can give them.
+    """The logits of one view, (1, classes, h, w) float32, as small as the network can return them.
 
     Returns:
-        The logits, and the size that the network itself would have enlarged them to.
+        The logits, and the size to which the network itself would have enlarged them.
     """
-    candidate: Any = network  # perhaps fassd_kernels' own
+    candidate: Any = network  # may be one of fassd_kernels
     hooked = candidate._forward_hooks or candidate._forward_pre_hooks
     if hasattr(network, "predict_labels") and hasattr(network, "scores") and not hooked:
         return candidate.scores(batch).float(), (batch.shape[2], batch.shape[3])
@@ -253,11 +255,11 @@ def rows_of(logits: Tensor, sizes: Sequence[Size], top: int, bottom: int) -> Ten
 
     Args:
         logits: (1, classes, h, w) floating.
-        sizes: one after another; the last is that of the picture.
-        top, bottom: which rows, of the last size.
+        sizes: successive sizes; the last is that of the picture.
+        top, bottom: range of rows, in the last size.
 
     Returns:
-        (1, classes, bottom - top, width), as of `F.interpolate` but for rounding.
+        (1, classes, bottom - top, width), equal to `F.interpolate` except for rounding.
     """
     if not sizes:
         return logits[:, :, top:bottom]

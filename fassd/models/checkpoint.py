@@ -53,7 +53,7 @@ MOST_TIMES = 64
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_checkpoint` did. Keys are spelled as in the model, except in `ignored`.
+    """The result of `load_checkpoint`. Keys are spelled as in the model, except in `ignored`.
 
     Attributes:
         path: path of the file.

@@ -200,8 +200,7 @@ def _untouched(before: nn.Module, after: nn.Module) -> list[str]:
 
 
 def pretrained_file(name: str) -> Path:
-    """Path of a file of timm's weights, under the encoder's full name, that is used before any
-    other."""
+    """Path of a file of timm's weights, under the encoder's full name, used if it exists."""
     timm = import_timm()
     config = timm.get_pretrained_cfg(name)
     architecture = name.partition(".")[0]

@@ -170,8 +170,7 @@ class FASSDNet(nn.Module):
     def _build_decoder(
         self, stages: Sequence[Stage], skip_channels: list[int], mda: bool, light: bool
     ) -> int:
-        """Fill the decoder's lists, coarse to fine; return the number of channels that it ends
-        with."""
+        """Fill the decoder's lists, coarse to fine; return its final number of channels."""
         channels = stages[-1].channels
         for level in reversed(range(len(skip_channels))):
             channels += skip_channels[level]
@@ -241,7 +240,7 @@ class FASSDNet(nn.Module):
         return maps
 
     def ends(self) -> list[int]:
-        """Where each of the maps is complete in HarDNet's layers: the index of the next layer."""
+        """Number of HarDNet's layers after which each of the maps is complete."""
         return [*(layer + 1 for layer in self.skip_layers), len(self.base)]
 
     def encode_part(self, x: Tensor, begin: int, end: int) -> Tensor:

@@ -27,12 +27,12 @@ Channels = Literal["BGR", "RGB", "bands"]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a network's pictures are normalised: (x - 255 * mean) / (255 * std), and channel order.
+    """Normalisation of a network's pictures: (x - 255 * mean) / (255 * std), and channel order.
 
     Attributes:
         mean, std: mean and deviation of each channel in 0 .. 1, in the order that the network
             takes.
-        channels: that order; "bands" is the order of the picture, with any number of bands.
+        channels: name of that order; "bands" is the picture's own, with any number of bands.
     """
 
     mean: PerChannel = MEAN
@@ -41,8 +41,7 @@ class Preprocessing:
 
     @classmethod
     def of_bands(cls, count: int) -> Preprocessing:
-        """The normalisation of pictures of `count` bands, each with the mean and deviation of
-        `BANDS`."""
+        """The normalisation of pictures of `count` bands, with mean and deviation `BANDS` each."""
         mean, std = BANDS
         return cls((mean,) * count, (std,) * count, "bands")
 
@@ -64,7 +63,7 @@ class Preprocessing:
         count = len(means)
         if len(deviations) != count or not (1 <= count <= MOST_BANDS):
             raise ValueError(
-                f"mean and std must both have 1 to {MOST_BANDS} values, got {mean!r:.80}, "
+                f"mean and std must be equally many, 1 to {MOST_BANDS}, got {mean!r:.80}, "
                 f"{std!r:.80}"
             )
         if channels != "bands" and count != 3:
@@ -100,8 +99,7 @@ MEAN_COLOR = OURS.mean_color
 
 
 def preprocessing_of(network: object) -> Preprocessing:
-    """The normalisation of a network's pictures, for a network, a part of it or a wrapper around
-    it.
+    """The normalisation of a network's pictures; also for a part of it, or a wrapper around it.
 
     It is read from the attribute ``preprocessing``; without one it is `OURS`.
     """

@@ -185,8 +185,7 @@ def _check_archive(file: IO[bytes]) -> None:
 
 
 def damaged_record(archive: zipfile.ZipFile) -> str | None:
-    """Name of the first record of a zip archive that does not match its checksum; None if all
-    match.
+    """Name of the first record of a zip archive that does not match its checksum, or None.
 
     PyTorch can write archives without checksums: then they are 0, and not compared.
     """

@@ -46,7 +46,7 @@ class Report:
     """A published score of a network.
 
     Attributes:
-        source: where it was published.
+        source: publication or page with the score.
         data: data set and split; "Cityscapes" where the source names no split.
         miou: mean intersection over union, in per cent.
         fps: pictures a second on `device`, at full resolution; None where the source gives none.

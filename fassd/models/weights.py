@@ -3,7 +3,7 @@
 `shipped` weights are trained on generated street scenes; those called ``streets`` on photographs of
 CamVid as well (``fassd/weights/README.md`` is their model card). `fetch` downloads the files of
 FASSD-Net's authors once, verifies them and keeps them in a cache folder; they were published
-without a licence, and this project neither contains them nor licenses them.
+without a licence, and this project neither contains them nor gives a licence for them.
 """
 
 from __future__ import annotations

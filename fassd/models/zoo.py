@@ -112,7 +112,7 @@ def load(path: str | os.PathLike[str]) -> FASSDNet:
 
     Raises:
         CheckpointError: the file cannot be read, or does not say which network it holds.
-        ValueError: what it says cannot be understood.
+        ValueError: its description of the network cannot be understood.
         FileNotFoundError: there is no such file.
     """
     info = read_info(path)

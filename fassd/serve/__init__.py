@@ -1,11 +1,11 @@
-"""`fassd serve`: networks behind HTTP, and a page to watch them work.
+"""`fassd serve`: networks behind HTTP, and a page to try them.
 
 * `engine`: loaded networks, the bounded queue, and the one thread that runs batches;
-* `upload`: a request's picture, read and decoded within limits, in memory alone;
+* `upload`: a request's picture, read and decoded within limits, only in memory;
 * `encode`: labels as PNG and as run lengths;
-* `schemas`, `app`: the HTTP interface; `metrics`: what Prometheus reads;
-* `observe`: around every request: security headers, counting, the log;
-* `connection`: sockets, and clients that hang;
+* `schemas`, `app`: the HTTP interface; `metrics`: figures for Prometheus;
+* `observe`: wraps every request: security headers, counting, the log;
+* `connection`: sockets, and clients that stop responding;
 * `page/`: the page, sent from memory.
 """
 
@@ -17,10 +17,10 @@ __all__ = ["check_installed"]
 
 
 def check_installed() -> None:
-    """See whether the server's packages are there.
+    """Check that the server's packages are installed.
 
     Raises:
-        ImportError: one is not; the message names it and says how to install all of them.
+        ImportError: one is missing; the message names it and says how to install all of them.
     """
     for name in ("fastapi", "prometheus_client", "python_multipart", "uvicorn"):
         need(name, "fassd serve needs", "serve")

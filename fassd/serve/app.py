@@ -1,4 +1,4 @@
-"""The HTTP interface: labels of a picture, what there is to choose, health, metrics, the page.
+"""The HTTP interface: labels of a picture, available choices, health, metrics, the page.
 
 Annotations are evaluated here, as FastAPI reads them: no `from __future__ import annotations`.
 """
@@ -41,20 +41,20 @@ from fassd.serve.schemas import Catalog, ClassInfo, Failure, Health, Segmentatio
 from fassd.serve.upload import RefusedError, decode, read_upload
 
 REQUESTS = 256
-"""Requests at once, those of health not counted; more are answered 429. Fewer than connections, so
-that there is always one that may be closed."""
+"""Maximum simultaneous requests, not counting those for health; more are answered 429. Fewer than
+connections, so that there is always one that may be closed."""
 
 UPLOADS = 32
-"""Pictures that are read and decoded at once; more are answered 429. Bounds the memory."""
+"""Maximum pictures read and decoded at a time; more are answered 429. Limits the memory."""
 
 DECODERS = 2
-"""Threads that decode and encode pictures: the cores belong to the network."""
+"""Number of threads that decode and encode pictures: the cores belong to the network."""
 
 PROBLEMS = 8
-"""Wrong parameters that an answer names."""
+"""Maximum number of wrong parameters named in an answer."""
 
 CLIENT_GONE = 499
-"""Seen by nobody but the log: the client hung up."""
+"""Status for the log only: the client hung up."""
 
 PICTURE = {"type": "string", "format": "binary"}
 BODY = {
@@ -94,10 +94,10 @@ def create_app(
     """The application.
 
     Args:
-        catalog: what may be asked for, and the limits.
-        engine: labels the pictures; started and stopped with the application.
-        metrics: counts; its `count_batch` is the engine's `on_batch`.
-        hosts: of `Guard`; None for any.
+        catalog: available choices, and the limits.
+        engine: engine that labels the pictures; started and stopped with the application.
+        metrics: counters; their `count_batch` is the engine's `on_batch`.
+        hosts: names for `Guard`; None for any.
     """
     metrics.watch(engine)
 
@@ -111,7 +111,7 @@ def create_app(
         title="fassd serve",
         description="Real-time semantic segmentation with the FASSD-Net family.",
         version=fassd.__version__,
-        docs_url=None,  # its page loads scripts from elsewhere
+        docs_url=None,  # its page loads scripts from another site
         redoc_url=None,
         lifespan=lifespan,
     )
@@ -119,7 +119,7 @@ def create_app(
     app.add_middleware(Observer, metrics=metrics)
     _tell_failures(app, engine, metrics)
     _add_status(app, catalog, engine, metrics)
-    _add_segment(app, catalog, _Desk(catalog, engine, metrics))
+    _add_segment(app, catalog, _RequestHandler(catalog, engine, metrics))
     add_page(app)
     return app
 
@@ -155,7 +155,7 @@ def _add_status(app: FastAPI, catalog: Catalog, engine: Engine, metrics: Metrics
             return Response(await anyio.to_thread.run_sync(street, scene), media_type="image/jpeg")
 
 
-def _add_segment(app: FastAPI, catalog: Catalog, desk: "_Desk") -> None:
+def _add_segment(app: FastAPI, catalog: Catalog, handler: "_RequestHandler") -> None:
     options_type = options_model(catalog)
 
     @app.post(
@@ -172,13 +172,13 @@ def _add_segment(app: FastAPI, catalog: Catalog, desk: "_Desk") -> None:
             **{status: {"model": Failure, "description": t} for status, t in FAILURES.items()},
         },
     )
-    # The type is made of what this server offers, so no checker can know it.
+    # The type is made from this server's choices, so no checker can know it.
     async def segment(request: Request, options: Annotated[options_type, Query()]) -> Response:  # type: ignore[valid-type]
         """The class of every pixel of a picture."""
-        return await desk.serve(request, options)
+        return await handler.serve(request, options)
 
 
-class _Desk:
+class _RequestHandler:
     """Takes one request of ``/v1/segment`` from upload to answer."""
 
     def __init__(self, catalog: Catalog, engine: Engine, metrics: Metrics) -> None:
@@ -186,7 +186,7 @@ class _Desk:
         self.limits = catalog.limits
         self.decoders = anyio.CapacityLimiter(DECODERS)
         self.uploads = Uploads(UPLOADS)
-        # Of the pictures in line, those in the network among them.
+        # Of the pictures in the queue, including those in the network.
         self.line = Shares(share(self.limits.queue) + self.limits.batch)
 
     async def serve(self, request: Request, options: Any) -> Response:
@@ -199,7 +199,7 @@ class _Desk:
                 limits = self.limits
                 data = await upload.read(read_upload(request, limits.max_bytes, limits.timeout_s))
                 read = time.perf_counter()
-                if self.engine.full:  # decoding would be for nothing
+                if self.engine.full:  # decoding would be in vain
                     raise BusyError
                 with self._in_time():
                     values = as_range(self.catalog.range)
@@ -302,7 +302,7 @@ class _Desk:
 
 
 async def _gone(request: Request) -> None:
-    """Returns when the client hangs up; its body was read before."""
+    """Return when the client hangs up; its body was read before."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 

@@ -1,4 +1,4 @@
-"""Sockets: a port that is ours before anything is loaded, clients that hang, and crowds."""
+"""Sockets: a port opened before anything is loaded, clients that stop responding, and overload."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from fassd.serve.guard import network_of
 
 CONNECTIONS = 512
-"""Sockets at once; for one above, one that keeps the server waiting is closed."""
+"""Maximum number of sockets; for one more, one that keeps the server waiting is closed."""
 
 BACKLOG = 256
-"""Clients that wait to be accepted, and the most that are accepted at one go."""
+"""Maximum clients waiting to be accepted, and maximum accepted at a time."""
 
 HEAD = 10.0
-"""Seconds at most in which a request's head has to come."""
+"""Maximum seconds in which a request's head must arrive."""
 
 GRACE = 5
-"""Seconds that requests have to end when the server is told to stop."""
+"""Seconds that requests have to finish when the server is stopped."""
 
 
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket; clients wait in its backlog until the server is up.
 
     Raises:
-        OSError: the address is in use, not this machine's, or may not be taken.
+        OSError: the address is in use, not this machine's, or not permitted.
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
-        unknown = isinstance(error, socket.gaierror)  # whose numbers are not the system's
+        unknown = isinstance(error, socket.gaierror)  # its numbers are not the system's
         reason = error.strerror if unknown else os.strerror(error.errno or 0)
         raise OSError(
             f"cannot listen on {host} port {port}: {reason}; "
@@ -62,10 +62,10 @@ def make_server(app: Any, patience: float) -> uvicorn.Server:
 
 
 class PatientProtocol(H11Protocol):
-    """uvicorn's protocol, which by itself waits for ever in three cases: a request's head that does
-    not end, the rest of a body that was refused, and an answer that is not read.
+    """uvicorn's protocol, which waits for ever in three cases: a request's head that does not end,
+    the rest of a body that was refused, and an answer that is not read.
 
-    (A body that does not end is the application's to time.)
+    (The application limits the time of a body that does not end.)
     """
 
     patience: float = 30.0
@@ -73,12 +73,12 @@ class PatientProtocol(H11Protocol):
     _answer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(cast(asyncio.Transport, transport))  # it is that of a socket
+        super().connection_made(cast(asyncio.Transport, transport))  # the transport of a socket
         self.address = network_of(self.client[0] if self.client else "")
         self.since = self.loop.time()
         if len(self.connections) > CONNECTIONS:
             self._make_room()
-        # asyncio does so only where it made the socket; without it an answer takes 40 ms more.
+        # asyncio only does so if it made the socket; without it an answer takes 40 ms more.
         connection = transport.get_extra_info("socket")
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._time_head()
@@ -101,7 +101,7 @@ class PatientProtocol(H11Protocol):
             self._answer = None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)  # which resumes writing
+        super().connection_lost(exc)  # resumes writing
         self._forget_head()
 
     @property
@@ -110,12 +110,12 @@ class PatientProtocol(H11Protocol):
 
     @property
     def _waits(self) -> bool:
-        """Whether the server waits for the client."""
+        """True if the server waits for the client."""
         return self._answer is not None or not self._is_served
 
     def _make_room(self) -> None:
-        """Close another connection: one that waits before one that is served, of the address that
-        has most of them, and of these the oldest."""
+        """Close another connection: one that waits rather than one that is served, from the address
+        with most of them, and of these the oldest."""
         others = cast(set[PatientProtocol], self.connections) - {self}
         counts = Counter(each.address for each in others)
         oldest = min(others, key=lambda it: (not it._waits, -counts[it.address], it.since))
@@ -123,7 +123,7 @@ class PatientProtocol(H11Protocol):
         oldest.transport.abort()
 
     def _time_head(self) -> None:
-        """Time the client while no request of its is being served."""
+        """Limit the client's time while none of its requests is being served."""
         if self._is_served:
             self._forget_head()
         elif self._head is None:

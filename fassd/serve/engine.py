@@ -1,13 +1,13 @@
 """Loaded networks, the bounded queue, and the one thread that runs pictures in batches.
 
 PyTorch uses every core for one picture, so networks run in one thread, one batch after the other.
-Pictures wait in line. The first in line is always taken; those behind it that want the same
-network at the same size come along, as many as were allowed.
+Pictures wait in a queue. The first one is always taken; later ones for the same network at the same
+size join it, up to the maximum batch.
 
 Measured at 512x1024 in float32 on two cores, milliseconds per picture alone and in batches of 4:
-FASSD-Net 48.0 and 43.2, L2 13.7 and 11.5 through the fused CPU kernels; 252 and 282, 87 and 90
-through plain PyTorch. Batches are made of what has come while the network was busy, so that nobody
-waits for them unless `batch_wait` says so.
+FASSD-Net 48.0 and 43.2, L2 13.7 and 11.5 with the fused CPU kernels; 252 and 282, 87 and 90 with
+plain PyTorch. Batches consist of pictures that arrived while the network was busy, so that they do
+not wait for each other unless `batch_wait` says so.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ Picture = npt.NDArray[np.uint8]
 
 
 class BusyError(Exception):
-    """The line is full."""
+    """The queue is full."""
 
 
 class StoppingError(Exception):
-    """The server is going down; the picture will not be labelled."""
+    """The server is stopping; the picture will not be labelled."""
 
 
 class UnsuitableError(ValueError):
-    """This network cannot take this picture, or cannot run as asked; the message may be shown."""
+    """This network cannot take this picture, or cannot run as requested; the message is public."""
 
 
 class Choice(NamedTuple):
-    """Which network, run how; all three are names, as the command line has them."""
+    """A network and the way to run it; all three are names, as on the command line."""
 
     model: str
     backend: str
@@ -57,8 +57,8 @@ class Choice(NamedTuple):
 
 
 class LabelledPicture(NamedTuple):
-    """A picture's labels, (H, W) uint8, and how it went: seconds in line and in the network, and
-    how many pictures the network took at once; and how certain the labels are, if asked for."""
+    """A picture's labels, (H, W) uint8, the seconds in the queue and in the network, the size of
+    the batch, and the certainty of the labels, if requested."""
 
     labels: Picture
     waited: float
@@ -74,7 +74,7 @@ Loader = Callable[[Choice], "Segmenter"]
 
 
 class Networks:
-    """Segmenters, loaded when first asked for; of more than `keep`, the longest unused one goes.
+    """Segmenters, loaded on first use; beyond `keep` the least recently used one is dropped.
 
     Safe to use from several threads.
     """
@@ -89,7 +89,7 @@ class Networks:
         return len(self._loaded)
 
     def get(self, choice: Choice) -> Segmenter:
-        """The segmenter, loaded if need be.
+        """The segmenter, loaded if necessary.
 
         Raises:
             UnsuitableError: the backend cannot run this network on this device in this precision.
@@ -116,19 +116,19 @@ class Networks:
 def label_pictures(
     segmenter: Segmenter, pictures: list[Picture], measure: Measure | None = None
 ) -> list[Picture]:
-    """Label pictures of one size, at once where the segmenter holds a PyTorch network.
+    """Label pictures of one size, together if the segmenter contains a PyTorch network.
 
     Args:
-        segmenter: any; of at most 256 classes.
+        segmenter: any segmenter of at most 256 classes.
         pictures: (H, W, 3) uint8 RGB each.
-        measure: of how certain labels are, as of `fassd.Segmenter.predict`.
+        measure: measure of certainty, as in `fassd.Segmenter.predict`.
 
     Returns:
-        (H, W) uint8 class indices of each, as `segmenter.predict` gives them one by one; with a
+        (H, W) uint8 class indices of each, equal to those of `segmenter.predict` one by one; with a
         measure (2, H, W), these and their certainty.
 
     Raises:
-        UnsuitableError: the pictures are too small for the network, or it tells no certainty.
+        UnsuitableError: the pictures are too small for the network, or it has no certainty.
     """
     network = getattr(segmenter, "model", None)
     try:
@@ -148,7 +148,7 @@ def label_pictures(
 
 @dataclass(eq=False)
 class _Job:
-    """A picture in line."""
+    """A picture in the queue."""
 
     choice: Choice
     picture: Picture
@@ -163,17 +163,18 @@ class _Job:
 
 
 class Engine:
-    """Labels pictures in the order in which they came.
+    """The queue and the thread that labels pictures in the order of arrival.
 
     Args:
-        networks: where segmenters come from.
-        queue: pictures that may wait, those that the network is working on not counted.
-        batch: pictures that the network may take at once.
-        batch_pixels: pixels that it may take at once, if that is more than one picture: so a
-            batch needs no more memory than the largest picture.
+        networks: source of the segmenters.
+        queue: maximum number of waiting pictures, not counting those being processed.
+        batch: maximum number of pictures in a batch.
+        batch_pixels: maximum number of pixels in a batch of several pictures, so that a batch needs
+            no more memory than the largest picture.
         batch_wait: seconds to wait for a batch to fill, while others are `coming`.
-        stuck: seconds after which a batch that does not end makes the engine unhealthy.
-        on_batch: called with what was run, how many pictures, and seconds, after every batch.
+        stuck: seconds after which an unfinished batch makes the engine unhealthy.
+        on_batch: function called after every batch with its choice, number of pictures, and
+            seconds.
     """
 
     def __init__(
@@ -195,14 +196,14 @@ class Engine:
         self._coming = 0
         self._stopping = False
         self._busy_since: float | None = None
-        self._seconds = 0.0  # per picture, of the last batch
+        self._seconds = 0.0  # per picture, in the last batch
         self._thread = threading.Thread(target=self._work, name="fassd-serve", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        """Refuse those in line and let the batch at work end, for at most five seconds."""
+        """Refuse waiting pictures and let the current batch finish, for at most five seconds."""
         with self._changed:
             self._stopping = True
             waiting = list(self._line)
@@ -217,15 +218,15 @@ class Engine:
     def submit(
         self, choice: Choice, picture: Picture, measure: Measure | None = None
     ) -> Future[LabelledPicture]:
-        """Put a picture in line. Cancelling the future takes it out, unless it is at work.
+        """Put a picture into the queue. Cancelling the future removes it, unless it is at work.
 
         Args:
-            choice: the network.
+            choice: network, and the way to run it.
             picture: (H, W, 3) uint8 RGB.
-            measure: of how certain labels are, as of `fassd.Segmenter.predict`.
+            measure: measure of certainty, as in `fassd.Segmenter.predict`.
 
         Raises:
-            BusyError: `queue` pictures wait already.
+            BusyError: `queue` pictures are waiting already.
             StoppingError: `stop` was called.
         """
         job = _Job(choice, picture, measure)
@@ -241,7 +242,7 @@ class Engine:
 
     @contextlib.contextmanager
     def coming(self) -> Iterator[int]:
-        """Announce a picture while it is read and decoded; gives how many are, this one too."""
+        """Announce a picture while it is read and decoded; gives the number of announced ones."""
         with self._changed:
             self._coming += 1
             coming = self._coming
@@ -254,7 +255,7 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Pictures in line."""
+        """Number of pictures in the queue."""
         with self._changed:
             self._forget_cancelled()
             return len(self._line)
@@ -265,12 +266,12 @@ class Engine:
 
     @property
     def patience(self) -> float:
-        """Seconds in which a full line is expected to have been served."""
+        """Seconds in which a full queue is expected to have been served."""
         return self._queue * self._seconds
 
     @property
     def healthy(self) -> bool:
-        """Whether the thread lives, and is not held up by a batch for more than `stuck` seconds."""
+        """True if the thread is alive, and no batch has taken more than `stuck` seconds."""
         busy = self._busy_since
         held_up = busy is not None and time.monotonic() - busy > self._stuck
         return self._thread.is_alive() and not held_up
@@ -302,7 +303,7 @@ class Engine:
                     return jobs
 
     def _head(self) -> list[_Job]:
-        """The first in line and those that can share its batch."""
+        """The first picture in the queue and those that can share its batch."""
         self._forget_cancelled()
         if not self._line:
             return []
@@ -311,12 +312,12 @@ class Engine:
         return alike[: self._most(first)]
 
     def _most(self, job: _Job) -> int:
-        """How many pictures of its size go through a network at once."""
+        """Maximum number of pictures of its size in a batch."""
         height, width, _ = job.picture.shape
         return max(1, min(self._batch, self._batch_pixels // (height * width)))
 
     def _await_more(self) -> None:
-        """Wait while a batch may still grow; a client that is alone never waits."""
+        """Wait while a batch may still grow; a client without others never waits."""
         deadline = time.monotonic() + self._batch_wait
         while self._coming and not self._stopping:
             jobs = self._head()
@@ -326,7 +327,7 @@ class Engine:
             self._changed.wait(left)
 
     def _run(self, jobs: list[_Job]) -> None:
-        """Label a batch; whatever goes wrong is told to those who wait for it."""
+        """Label a batch; errors are passed to the futures of its pictures."""
         choice = jobs[0].choice
         try:
             segmenter = self.networks.get(choice)

@@ -1,4 +1,4 @@
-"""Generated streets, so that the page has something to show without a picture at hand."""
+"""Generated streets, so that the page can show something without the user's own picture."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import io
 from PIL import Image
 
 EXAMPLES = 16
-"""How many different scenes there are; each is drawn once."""
+"""Number of different scenes; each is drawn once."""
 
 HEIGHT, WIDTH = 512, 1024
 
 
 @functools.lru_cache(EXAMPLES)
 def street(scene: int) -> bytes:
-    """A street as JPEG, of the split whose textures no training sees.
+    """A street as JPEG, from the split whose textures no training uses.
 
     Args:
-        scene: from 0 to `EXAMPLES` - 1.
+        scene: number of the scene, from 0 to `EXAMPLES` - 1.
     """
     from fassd.synth import render_street
 

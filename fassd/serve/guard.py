@@ -1,8 +1,8 @@
-"""Who is served: names of the server, pages of its own, and every address its share.
+"""Limits on requests: names of the server, origins of pages, and a fair share per address.
 
-A page from elsewhere cannot read answers, but it can send requests from its visitor's browser,
-to servers of the visitor's own machine, too (cross-site requests); and a name of its own that
-leads to that machine makes them requests of its own site (DNS rebinding).
+A page from another site cannot read answers, but can send requests from its visitor's browser, also
+to servers on the visitor's own machine (cross-site requests); and if its own name resolves to that
+machine, they look like requests of the same site (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from fassd.serve.engine import BusyError
 from fassd.serve.upload import RefusedError
 
 SLOW = 3.0
-"""Seconds of reading after which an upload makes room for others, if there is none."""
+"""Seconds after which an upload must make room for others, if there is none."""
 
 HEALTH = "/healthz"
-"""Always answered, so that a crowd does not look like a dead server."""
+"""Routes that are always answered, so that an overloaded server does not look dead."""
 
 
 def host_name(text: str) -> str | None:
     """The host of "host" or "host:port", in lower case; None if there is none.
 
-    An IPv6 address stands in brackets, and is returned without them; so is a name without the dot
+    An IPv6 address is in brackets, and is returned without them; a name is returned without the dot
     that may end it.
     """
     found = re.fullmatch(r"(?:\[([0-9a-f:.]+)\]|([\w.-]+?)\.?)(?::\d*)?", text.strip().lower())
@@ -48,7 +48,7 @@ def host_name(text: str) -> str | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or address is this machine's own by definition."""
+    """True if a name or address is this machine's own by definition."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -56,12 +56,12 @@ def is_loopback(host: str) -> bool:
 
 
 def address_of(scope: Scope) -> str:
-    """Whose request it is, as `network_of` has it."""
+    """Address of a request's client, by `network_of`."""
     return network_of((scope.get("client") or ("",))[0])
 
 
 def network_of(client: str) -> str:
-    """What counts as one address: of IPv6 the network, of which one customer has all addresses."""
+    """The unit of addresses: for IPv6 the network, all of whose addresses one customer has."""
     try:
         address = ipaddress.ip_address(client)
     except ValueError:
@@ -72,16 +72,16 @@ def network_of(client: str) -> str:
 
 
 def share(places: int) -> int:
-    """How many of some places one address may have."""
+    """Maximum number of `places` for one address."""
     return places - places // 4
 
 
 class Shares:
-    """Places, of which one address cannot take all.
+    """Places of which one address cannot take all.
 
     Args:
-        most: for one address.
-        places: for all of them.
+        most: maximum number for one address.
+        places: number of places for all addresses.
     """
 
     def __init__(self, most: int, places: float = math.inf) -> None:
@@ -90,10 +90,10 @@ class Shares:
 
     @contextlib.contextmanager
     def place(self, address: str) -> Iterator[None]:
-        """Hold a place.
+        """Occupy a place.
 
         Raises:
-            BusyError: there is none.
+            BusyError: no place is free.
         """
         if self._taken[address] >= self.most or self._taken.total() >= self.places:
             raise BusyError
@@ -102,17 +102,17 @@ class Shares:
             yield
         finally:
             self._taken[address] -= 1
-            self._taken += Counter()  # forgets addresses that have none
+            self._taken += Counter()  # removes addresses without a place
 
 
 @dataclass(eq=False)
 class Upload:
-    """A picture that is read and decoded.
+    """A picture that is being read and decoded.
 
     Attributes:
-        address: whose it is.
-        since: time at which its reading began; infinite once it has ended.
-        scope: ends the reading.
+        address: address of its client.
+        since: time when reading began; infinite once it has ended.
+        scope: cancel scope that ends the reading.
     """
 
     address: str
@@ -120,10 +120,10 @@ class Upload:
     scope: CancelScope = field(default_factory=CancelScope)
 
     async def read(self, data: Awaitable[bytes]) -> bytes:
-        """The upload's bytes.
+        """Read the upload's bytes.
 
         Raises:
-            RefusedError: 408, its place was needed.
+            RefusedError: 408, because its place was needed.
         """
         with self.scope:
             try:
@@ -135,13 +135,13 @@ class Upload:
 
 
 class Uploads:
-    """Places for uploads, of which slow ones make room.
+    """Places for uploads; slow uploads make room for others.
 
-    An upload that comes while its address has its share, or while all places are taken and another
-    address has more of them, ends the upload that this address has been sending for longest.
+    If its address has its full share, or all places are taken and another address has more of them,
+    a new upload ends the longest-running upload of that address.
 
     Args:
-        places: for all addresses together.
+        places: number of places for all addresses together.
     """
 
     def __init__(self, places: int) -> None:
@@ -150,10 +150,10 @@ class Uploads:
 
     @contextlib.contextmanager
     def place(self, address: str) -> Iterator[Upload]:
-        """Hold a place.
+        """Occupy a place.
 
         Raises:
-            BusyError: there is none.
+            BusyError: no place is free.
         """
         counts = Counter(upload.address for upload in self._taken)
         if counts[address] >= share(self.places):
@@ -180,13 +180,13 @@ class Uploads:
 
 
 class Guard:
-    """ASGI middleware that refuses requests of other sites and hosts, and of crowds.
+    """ASGI middleware that refuses requests from other sites and for other hosts, and overload.
 
     Args:
-        app: gets the others.
-        hosts: names and addresses by which the server may be asked for, beside the loopback ones
-            and the address that a connection came to; None for any.
-        places: requests at once, those for `HEALTH` not counted.
+        app: application for all other requests.
+        hosts: names and addresses by which the server may be requested, besides the loopback ones
+            and the address of the connection; None for any.
+        places: maximum simultaneous requests, not counting those for `HEALTH`.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str] | None, places: int) -> None:
@@ -215,7 +215,7 @@ class Guard:
                 await self.app(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> str | None:
-        """Why a request is not served, if it is not."""
+        """The reason why a request is refused, or None."""
         headers = Headers(scope=scope)
         given = headers.get("host", "")
         host = host_name(given)
@@ -235,12 +235,12 @@ class Guard:
         )
 
     def _is_foreign(self, method: str, headers: Headers) -> bool:
-        """Whether a browser sends it for a page of another origin, but for links to here."""
+        """True if a browser sends it for a page of another origin, unless it follows a link."""
         site = headers.get("sec-fetch-site")
         if site is not None:
             link = method in ("GET", "HEAD") and headers.get("sec-fetch-dest") == "document"
             return site not in ("same-origin", "none") and not link
-        origin = headers.get("origin")  # all that browsers tell a server without encryption
+        origin = headers.get("origin")  # all that browsers send to a server without encryption
         if origin is None:
             return False
         try:

@@ -1,4 +1,4 @@
-"""What Prometheus reads, in a registry of its own."""
+"""Figures for Prometheus, in a registry of their own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 class Metrics:
     """Counters and histograms of one server; times are in seconds.
 
-    Labels are the server's own words: routes, statuses, networks. Nothing of a client's is kept.
+    Labels are the server's own words: routes, statuses, networks. Nothing of a client's is stored.
     """
 
     def __init__(self) -> None:
@@ -45,17 +45,17 @@ class Metrics:
         return Histogram(name, text, labels, buckets=SECONDS, registry=self.registry)
 
     def watch(self, engine: Engine) -> None:
-        """Also show the engine's state, as it is whenever somebody looks."""
+        """Also show the engine's state at the time of each request for metrics."""
         depth = Gauge("fassd_queue_depth", "Pictures in line.", registry=self.registry)
         depth.set_function(lambda: engine.waiting)
         loaded = Gauge("fassd_networks_loaded", "Networks in memory.", registry=self.registry)
         loaded.set_function(lambda: len(engine.networks))
 
     def count_batch(self, choice: Choice, pictures: int, seconds: float) -> None:
-        """A batch went through a network."""
+        """Count a batch of a network."""
         self.network.labels(*choice).observe(seconds)
         self.batch.observe(pictures)
 
     def text(self) -> bytes:
-        """All of it, in Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)

@@ -1,4 +1,4 @@
-"""Around every request: security headers, counting, the log, and no traceback for anybody."""
+"""Wrapper of every request: security headers, counting, the log, and no traceback for clients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fassd.serve.metrics import Metrics
 LOG = logging.getLogger("fassd.serve")
 
 HEADERS = {
-    # The page can load nothing but its own files, pictures it made itself, and this server's API.
+    # The page can only load its own files, pictures it made itself, and this server's API.
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob:; media-src 'self' blob:; "
     "object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -26,7 +26,7 @@ HEADERS = {
 
 
 class Observer:
-    """ASGI middleware. Logs method, route and status: nothing that a client chose freely."""
+    """ASGI middleware. Logs method, route and status: nothing that a client can choose freely."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app

@@ -1,4 +1,4 @@
-"""What the HTTP interface takes and gives, as OpenAPI tells it."""
+"""Requests and answers of the HTTP interface, as described by OpenAPI."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -12,13 +12,13 @@ SIZE_PATTERN = r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$"
 
 
 class Failure(BaseModel):
-    """Every answer that is not a success."""
+    """Any answer that is not a success."""
 
     detail: str = Field(description="What is wrong, and what is accepted.")
 
 
 class Health(BaseModel):
-    """Whether pictures are being labelled."""
+    """State of the server."""
 
     status: Literal["ok", "stuck"]
 
@@ -41,7 +41,7 @@ class ClassShare(ClassInfo):
 
 
 class Timing(BaseModel):
-    """Milliseconds; `total` is all of them together, inside the server."""
+    """Times in milliseconds; `total` is the whole time inside the server."""
 
     read: float = Field(description="Until the upload was there.")
     decode: float = Field(description="The picture's file, and resizing.")
@@ -67,7 +67,7 @@ class Segmentation(BaseModel):
 
 
 class ModelInfo(BaseModel):
-    """A network that is served."""
+    """A network that the server offers."""
 
     name: str
     title: str
@@ -80,7 +80,7 @@ class ModelInfo(BaseModel):
 
 
 class Defaults(BaseModel):
-    """What is used where a request does not choose."""
+    """Default choices of a request."""
 
     model: str
     backend: str
@@ -88,7 +88,7 @@ class Defaults(BaseModel):
 
 
 class Limits(BaseModel):
-    """What is refused above."""
+    """Largest accepted values."""
 
     max_bytes: int = Field(description="Of an upload's file.")
     max_pixels: int = Field(description="Height times width of a picture, and of `size`.")
@@ -98,7 +98,7 @@ class Limits(BaseModel):
 
 
 class Catalog(BaseModel):
-    """What can be asked for."""
+    """Available choices."""
 
     models: list[ModelInfo]
     backends: list[str]
@@ -129,7 +129,7 @@ def class_table(classes: int | Sequence[palette.LabelClass]) -> list[ClassInfo]:
 
 
 def options_model(catalog: Catalog) -> Any:
-    """The query of ``/v1/segment``: a model whose choices are what this server has."""
+    """The query of ``/v1/segment``: a model whose choices are those of this server."""
     models = tuple(model.name for model in catalog.models)
     defaults = catalog.defaults
     fields: dict[str, Any] = {

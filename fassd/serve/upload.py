@@ -1,7 +1,7 @@
 """A request's picture: read within limits of bytes and time, decoded within a limit of pixels.
 
-Nothing touches the disk, and nothing is believed that a client says about sizes: bytes are counted
-as they come, and a picture's pixels are known from its header before any of them is decoded.
+Nothing is written to disk, and sizes that a client states are not trusted: bytes are counted as
+they arrive, and a picture's pixels are read from its header before any of them is decoded.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ ACCEPTED = "send multipart/form-data with one file named image, or a picture as 
 
 
 class RefusedError(Exception):
-    """A request that is not served; the message is for its client.
+    """A request is refused; the message is for its client.
 
     Attributes:
-        status: of HTTP.
-        message: one line.
-        close: whether the connection cannot be used any more.
+        status: HTTP status code.
+        message: text of one line.
+        close: True if the connection cannot be used any more.
     """
 
     def __init__(self, status: int, message: str, *, close: bool = False) -> None:
@@ -54,15 +54,15 @@ class RefusedError(Exception):
 
 
 async def read_upload(request: Request, max_bytes: int, seconds: float) -> bytes:
-    """The file that a request brings, as a form's only part, named image, or as its body.
+    """Read the file of a request, which is a form's only part, named image, or the body.
 
     Args:
-        request: its body not read yet.
-        max_bytes: of the file.
-        seconds: until all of it must be there.
+        request: request whose body has not been read yet.
+        max_bytes: maximum bytes of the file.
+        seconds: time in which all of it must arrive.
 
     Raises:
-        RefusedError: 400 a malformed form; 408 too slow; 413 too large; 415 another content type.
+        RefusedError: 400 malformed form; 408 too slow; 413 too large; 415 another content type.
         starlette.requests.ClientDisconnect: the client hung up.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -103,7 +103,7 @@ async def _bounded(
 
 async def _form_file(request: Request, pieces: AsyncGenerator[bytes, None], limit: int) -> bytes:
     parser = MultiPartParser(request.headers, pieces, max_files=1, max_fields=0, max_part_size=0)
-    parser.spool_max_size = limit + 1  # what is larger would go to the disk
+    parser.spool_max_size = limit + 1  # larger parts would be written to disk
     try:
         form = await parser.parse()
     except MultiPartException as error:
@@ -123,8 +123,8 @@ def decode(
     """Decode a picture as `fassd.io.images` does: upright, opaque, 8 bits, the first of several.
 
     Args:
-        data: the file.
-        max_pixels: height times width, told by the file's header.
+        data: content of the file.
+        max_pixels: maximum of height times width, read from the file's header.
         size: (height, width) to resize to, bilinear and antialiased; None keeps the picture's.
         range: values that become 0 and 255, as `fassd.io.images.read_image` takes it.
 
@@ -154,6 +154,6 @@ def decode(
         raise RefusedError(415, message) from None
     except ImageError as error:
         raise RefusedError(400, f"the picture cannot be used: {error}") from None
-    except Exception:  # decoders of damaged files raise almost anything
+    except Exception:  # decoders raise almost anything for damaged files
         raise RefusedError(400, "the picture is damaged or truncated") from None
     return resized(picture, size or picture.shape[:2])

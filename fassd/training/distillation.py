@@ -75,8 +75,7 @@ class Teacher:
 
 
 def renormalized(images: Tensor, own: Preprocessing, other: Preprocessing) -> Tensor:
-    """Convert pictures, (N, 3, H, W), to another normalisation; returned as they are if it is
-    equal."""
+    """Convert pictures, (N, 3, H, W), to another normalisation, if it differs."""
     if own == other:
         return images
     mean, std, new_mean, new_std = (

@@ -53,7 +53,7 @@ def _half(key: str, tensor: Tensor) -> Tensor:
         return tensor
     half = tensor.half()
     if not half.isfinite().all():
-        raise ValueError(f"{key} holds {tensor.abs().max().item()}, and float16 ends at 65504")
+        raise ValueError(f"{key} holds {tensor.abs().max().item()}, float16 ends at 65504")
     return half.contiguous()
 
 

@@ -369,7 +369,7 @@ class Trainer:
             raise DivergedError(
                 f"the loss of step {done.step} is {values[count]}, at a learning rate of "
                 f"{self.learner.learning_rate(done.step - 1):.3g} in {self.recipe.precision}; this "
-                f"process's pictures: {', '.join(map(str, done.paths))}. It was not saved; "
+                f"process's pictures: {', '.join(map(str, done.paths))}. The step was not saved; "
                 f"{self._left()}. {ADVICE}"
             )
         if self.learner.overflows:

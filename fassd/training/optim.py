@@ -98,7 +98,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
 
 
 def moving_average(model: nn.Module, decay: float) -> AveragedModel:
-    """A moving average of weights and batch norm statistics, with less memory at the beginning."""
+    """A moving average of weights and batch norm statistics, over fewer steps at the beginning."""
 
     def blend(averages: Tensors, currents: Tensors, count: Tensor | int) -> None:
         steps = float(count)

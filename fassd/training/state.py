@@ -50,7 +50,7 @@ class StateError(ValueError):
 
 
 def data_of(space: LabelSpace, datasets: Sequence[SegmentationDataset]) -> dict[str, Any]:
-    """What a resumed run must find unchanged, as it determines the order of the samples."""
+    """The data that a resumed run must find unchanged: they determine the order of the samples."""
     counts = [len(dataset) for dataset in datasets]
     names = space.class_names
     if len(counts) == 1:
@@ -77,8 +77,7 @@ def check_data(
 
 
 def check_new(folder: Path) -> None:
-    """Check that a run may begin in `folder`: it is new, or a run left it before its first
-    checkpoint.
+    """Check that `folder` is free for a run: new, or left by a run before its first checkpoint.
 
     Raises:
         FileExistsError: the folder contains something else.

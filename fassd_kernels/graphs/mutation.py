@@ -117,8 +117,7 @@ def drop_dropouts(graph: Graph) -> None:
 
 
 def replacement(node: Node) -> tuple[Any, dict[str, Any]] | None:
-    """The function that computes the result of an in-place `node`, and its keywords; None if it is
-    not in place.
+    """The function that computes the result of an in-place `node`, and its keywords, or None.
 
     Target None: the node writes, and no replacement is known.
     """

@@ -1,4 +1,4 @@
-"""What the nodes of Dynamo's graphs compute, as far as the fused operators support it."""
+"""Operations of the nodes of Dynamo's graphs, as far as the fused operators support them."""
 
 from __future__ import annotations
 

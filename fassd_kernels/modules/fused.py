@@ -125,7 +125,7 @@ class Fused(nn.Module):
         backend = self.backend_for(x, [x], {**packed, **more})
         return ops.operator(self.operator, backend)(x, **packed, **more)
 
-    def adopt(self) -> None:
+    def add_missing(self) -> None:
         """Add attributes that the reference class has and a foreign one may not have."""
 
     # --- construction ----------------------------------------------------------------------------
@@ -152,8 +152,7 @@ class Fused(nn.Module):
 
     @classmethod
     def take_over(cls, module: nn.Module, backend: str = AUTO) -> Fused:
-        """:meth:`from_reference` for a module that is discarded afterwards: its tables are shared,
-        too.
+        """:meth:`from_reference` for a module that is discarded afterwards: even tables are shared.
 
         Handles of hooks that were registered on `module` can therefore still remove them.
         """
@@ -168,7 +167,7 @@ class Fused(nn.Module):
         fused._packed = fused._seen = None
         if not isinstance(module, Fused):
             fused._structure = structure(module)
-        fused.adopt()
+        fused.add_missing()
         return fused
 
     # --- forward ---------------------------------------------------------------------------------

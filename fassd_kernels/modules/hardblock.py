@@ -44,7 +44,7 @@ class FusedHarDBlock(Fused, HarDBlock):
             widths.append(conv.out_channels)
         return ""
 
-    def adopt(self) -> None:
+    def add_missing(self) -> None:
         """Add attributes that :class:`HarDBlock` has and a foreign class may not have."""
         numbers = range(1, len(self.layers) + 1)
         self.links = [sources_of(k) for k in numbers]

@@ -110,7 +110,7 @@ class Snapshot:
         self.classes = [base for base in bases if issubclass(base, nn.Module)]
         self.convolutions = [base for base in self.classes if issubclass(base, nn.Conv2d)]
         self.methods = [*map(FORWARD, self.classes), *map(CONVOLVE, self.convolutions)]
-        # Numbers of hooks, of any module, ever registered at the last two calls.
+        # Numbers of hooks registered so far, on any module, at each of the last two calls.
         self.handles = [-1, -1]
 
         self.tensors = [tensor for tensor in self.held if tensor is not None]

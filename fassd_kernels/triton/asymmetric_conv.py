@@ -25,7 +25,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from fassd_kernels.triton.configurations import Config, Problem, choose, joined
+from fassd_kernels.triton.configurations import Config, Problem, choose, join_notes
 from fassd_kernels.triton.conv_act import MOST_OVERHANG, bytes_of
 from fassd_kernels.triton.convolution import activate, load_vector, multiply
 from fassd_kernels.triton.layout import Size, round_up
@@ -280,7 +280,7 @@ def plan_asymmetric(
         program.dtype,
         registers=not clean,
         narrow=vector * program.itemsize < BYTES,
-        extra=joined(
+        extra=join_notes(
             f"vector={vector}",
             activation,
             len(branches) > 1 and f"branches={len(branches)}",
@@ -371,8 +371,7 @@ def stretches(width: int, dilation: int, config: Config) -> tuple[int, int, str,
 
 
 def dilation_offset(image: Image) -> int:
-    """Distance of the farthest computed address, never read, from the picture: a tile and its
-    shift."""
+    """Distance of the farthest computed address, never read, from the picture: tile and shift."""
     return (MOST_OVERHANG + 4 * image.size[3]) * image.strides[3] + 2 * image.size[2] * (
         image.strides[2]
     )

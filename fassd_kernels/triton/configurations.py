@@ -120,7 +120,7 @@ class Problem:
         return self.dtype.itemsize == 2
 
 
-def joined(*notes: str | object) -> str:
+def join_notes(*notes: str | object) -> str:
     """The notes that are not empty, as a problem's `extra`."""
     return "+".join(note for note in notes if isinstance(note, str) and note)
 
@@ -279,7 +279,7 @@ def buffer_bytes(config: Config, problem: Problem) -> int:
 
 
 def stages(buffers: int, device: Device) -> int:
-    """Triton's `num_stages` for that many buffers: before Hopper, one buffer less than stages."""
+    """Triton's `num_stages` for that many buffers: before Hopper, one more than the buffers."""
     return buffers + int(not (isinstance(device.arch, int) and device.arch >= 90))
 
 

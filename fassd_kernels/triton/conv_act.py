@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from fassd_kernels.reference.conv_act import pair
-from fassd_kernels.triton.configurations import Config, Problem, choose, joined
+from fassd_kernels.triton.configurations import Config, Problem, choose, join_notes
 from fassd_kernels.triton.convolution import (
     activate,
     convolve,
@@ -252,7 +252,7 @@ def problem_of(program: Program, weight: Weight, arguments: dict[str, Any]) -> P
         program.dtype,
         registers=arguments["PROLOGUE"] or not arguments["CLEAN"],
         narrow=vector * program.itemsize < BYTES,
-        extra=joined(
+        extra=join_notes(
             f"{weight.kernel[0]}x{weight.kernel[1]}",
             f"vector={vector}",
             arguments["ACTIVATION"],

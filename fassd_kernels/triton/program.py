@@ -468,8 +468,7 @@ recorder = Recorder()
 
 @contextlib.contextmanager
 def recording() -> Iterator[list[Program]]:
-    """Collect the programs of the calls inside; these compute nothing, and their results are
-    invalid.
+    """Collect the programs of the calls inside, which compute nothing: their results are invalid.
 
     For reports: the launches of a network can be determined without a GPU.
     """

@@ -49,7 +49,7 @@ class OperatorCall:
     @property
     def images(self) -> list[Tensor]:
         """Its images, except a residual."""
-        return [image for name in self.row.images for image in listed(self.arguments[name])]
+        return [image for name in self.row.images for image in as_list(self.arguments[name])]
 
     @property
     def key(self) -> str:
@@ -80,12 +80,12 @@ class OperatorCall:
         """The same call on copies of its images."""
         arguments = dict(self.arguments)
         for name in self.row.images:
-            images = [copy_of(image) for image in listed(arguments[name])]
+            images = [copy_of(image) for image in as_list(arguments[name])]
             arguments[name] = images if isinstance(arguments[name], list | tuple) else images[0]
         return OperatorCall(self.operator, arguments)
 
 
-def listed(value: Any) -> list[Tensor]:
+def as_list(value: Any) -> list[Tensor]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 

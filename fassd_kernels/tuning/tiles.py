@@ -149,8 +149,7 @@ def variations(problem: Problem, device: Device) -> list[Config]:
 
 
 def compiled(cases: Sequence[TileCase], processes: int, deadline: float) -> Iterator[TileCase]:
-    """Yield each case when its candidates are compiled, while time is left; others compile
-    meanwhile.
+    """Yield each case when its candidates are compiled, while time is left and others compile.
 
     Other processes compile into Triton's cache.
     """

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.predicted import BATCH, TARGETS, Target, measured_figure, predicted_figure
 from benchmarks.report import draw, problems, render
-from benchmarks.rows import contest_of, floor_ms, launch_floors_ms, number, speedup
+from benchmarks.rows import choice_result, floor_ms, launch_floors_ms, number, speedup
 
 PLACE = {"batch": 1, "height": 1024, "width": 2048, "dtype": "float16"}
 # 4 MB at 4 TB/s: 1 microsecond. 1.6 GFLOP at 800 TFLOP/s: 2 microseconds.
@@ -202,8 +202,8 @@ def test_tables_are_listed():
 )
 def test_a_choice_that_loses_to_a_single_backend_is_a_problem(forms, slower):
     item = case_item("choice", *forms, part="networks")
-    contest = contest_of(item["data"])
-    assert bool(contest and contest[1]) is slower
+    result = choice_result(item["data"])
+    assert bool(result and result[1]) is slower
 
     def lost(mode: str) -> list[str]:
         return [text for text in problems(report_of(item, mode=mode)) if "for each call" in text]

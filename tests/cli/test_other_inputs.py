@@ -106,8 +106,8 @@ def test_an_encoder_of_timm():
 
 def test_preprocessing_is_checked():
     for mean, std, channels, message in (
-        ([0.5], [0.2, 0.2], "bands", "must both have 1 to 512 values"),
-        ([], [], "bands", "must both have 1 to 512 values"),
+        ([0.5], [0.2, 0.2], "bands", "must be equally many"),
+        ([], [], "bands", "must be equally many"),
         ([0.5] * 4, [0.2] * 4, "RGB", "RGB has three channels, got a mean of 4"),
         ([0.5] * 4, [0.2, 0.2, 0.2, 0], "bands", "std above 0"),
         ([0.5] * 3, [0.2] * 3, "GBR", "channels must be BGR, RGB or bands, got 'GBR'"),

@@ -363,7 +363,7 @@ def test_a_colour_of_two_classes(tmp_path):
 
 
 def test_the_card_in_the_documentation_is_one(tmp_path):
-    text = re.search(r"(?:^    .*\n|^\n)+", cardfile.__doc__.partition("mean:\n")[2], re.M)[0]
+    text = re.search(r"(?:^    .*\n|^\n)+", cardfile.__doc__.partition("pixels:\n")[2], re.M)[0]
     (tmp_path / "data").mkdir()
     card = load_card(write_card(tmp_path, {CARD: re.sub("^    ", "", text, flags=re.M)}))
     assert card.class_names == ["background", "polyp"]

@@ -1,7 +1,8 @@
-"""Counting what a network costs at a given input size, without running it.
+"""Counting the costs of a network at a given input size, without running it.
 
 The model's shapes are traced on PyTorch's ``meta`` device, operator by operator, so that any size
-costs the same few milliseconds, and whatever a module calls is seen, submodule or function.
+takes the same few milliseconds, and everything that a module calls is counted, submodule or
+function.
 
 >>> from fassd import create_model
 >>> analyze(create_model("fassd_net")).conv_macs / 1e9
@@ -33,13 +34,13 @@ from fassd.models.preprocess import preprocessing_of
 
 @dataclass(frozen=True)
 class DeadTaps:
-    """A dilated convolution of which some taps read only padding, for every output pixel.
+    """A dilated convolution with taps that only read padding, for every output pixel.
 
     Attributes:
-        name: the convolution's path in the model.
+        name: path of the convolution in the model.
         kernel_size, dilation, map_size: (height, width) of kernel, dilation and input map.
-        dead, taps: how many taps of the kernel are dead, of how many.
-        wasted_macs: multiply-accumulates by zero that the dead taps stand for.
+        dead, taps: number of dead taps, and of all taps, of the kernel.
+        wasted_macs: number of multiply-accumulates by zero for the dead taps.
     """
 
     name: str
@@ -58,26 +59,27 @@ class DeadTaps:
 
 @dataclass(frozen=True)
 class Complexity:
-    """What a network costs, in inference, at one input size. Printing it with rich gives a table.
+    """Costs of a network, in inference, at one input size. Printing it with rich gives a table.
 
     Attributes:
-        model: the name that `analyze` was given, or the model's class name.
-        input_shape: (N, C, H, W).
+        model: name given to `analyze`, or the model's class name.
+        input_shape: shape (N, C, H, W) of the input.
         params: number of parameters.
-        conv_macs: multiply-accumulates of the convolutions, padding included, biases not.
-        ptflops_macs: the convention of the ptflops counter, in which the authors give their
-            GFLOPs: conv_macs, plus 2 per batch-norm output, 1 per activation output, 1 per output
-            of a convolution with bias, 1 per input of an average pooling. Resizing, concatenation
-            and addition are free.
-        peak_bytes: the largest sum of all tensors alive at once when PyTorch runs the model eagerly
-            without gradients, in float32: the input (which the caller holds), every intermediate
-            result until Python drops it, and the output of the operator at work beside its inputs.
-            Storages are counted once, in-place results and views not again. Parameters, the
-            allocator's rounding and workspaces of convolution algorithms are not in it.
+        conv_macs: number of multiply-accumulates of the convolutions, including padding, without
+            biases.
+        ptflops_macs: costs by the convention of the ptflops counter, which the authors' GFLOPs use:
+            conv_macs, plus 2 per batch-norm output, 1 per activation output, 1 per output of a
+            convolution with bias, 1 per input of an average pooling. Resizing, concatenation and
+            addition are free.
+        peak_bytes: largest sum of all live tensors when PyTorch runs the model eagerly without
+            gradients, in float32: the input (which the caller holds), every intermediate result
+            until Python drops it, and the output of the current operator in addition to its inputs.
+            Storages are counted once, in-place results and views are not counted again. Parameters,
+            the allocator's rounding and workspaces of convolution algorithms are not included.
         allocated_bytes: sum of all tensors that operators newly write in one such run, in float32;
             about half of the memory traffic of eager execution.
-        parts: the same by part, in order of execution, joints last; their sums are the totals.
-        dead_taps: dilated convolutions with taps that read only padding at this size.
+        parts: costs by part, in order of execution, joints last; their sums are the totals.
+        dead_taps: dilated convolutions with taps that only read padding at this size.
     """
 
     model: str
@@ -116,19 +118,19 @@ def analyze(
     batch: int = 1,
     name: str | None = None,
 ) -> Complexity:
-    """Count `model` at an input of (batch, 3, *input_size), or of as many channels as it takes.
+    """Count `model` at an input of (batch, 3, *input_size), or with its own number of channels.
 
     The model is neither run nor changed.
 
     Args:
-        model: a network of the family, or one built of the same parts in plain PyTorch.
+        model: a network of the family, or one made of the same parts in plain PyTorch.
         input_size: (height, width) in pixels.
         batch: number of pictures; the counts are for all of them.
-        name: what the result calls the model; its class name if not given.
+        name: name of the model in the result; its class name by default.
 
     Raises:
-        ValueError: a size that the model does not take, or a model that runs operators other than
-            PyTorch's own, whose insides cannot be counted (give it the reference model).
+        ValueError: the model does not take the size, or runs operators other than PyTorch's own,
+            which cannot be counted (give the reference model instead).
     """
     replica = _on_meta(model)
     counter = _Counter(replica)
@@ -155,8 +157,8 @@ def count_macs(module: nn.Module, shape: tuple[int, ...]) -> int:
     """Multiply-accumulates of the convolutions and matrix products of any module, which is run.
 
     Args:
-        module: on the CPU.
-        shape: of its one input.
+        module: module on the CPU.
+        shape: shape of its only input.
     """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(torch.zeros(shape))
@@ -175,12 +177,12 @@ def _on_meta(model: nn.Module) -> nn.Module:
         memo[id(tensor)] = (
             nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
         )
-    # deepcopy takes what the memo has in place of copying it.
+    # deepcopy uses the memo's entries instead of copying.
     return copy.deepcopy(model, memo).eval()
 
 
 def _live_taps(size: int, out: int, taps: int, stride: int, padding: int, dilation: int) -> int:
-    """How many of a row of taps read a pixel of a row of `size` for one of `out` results."""
+    """Number of taps in a row that read a pixel of a row of `size` for one of `out` results."""
     begins = (tap * dilation - padding for tap in range(taps))
     return sum(any(0 <= begin + stride * pixel < size for pixel in range(out)) for begin in begins)
 
@@ -194,7 +196,7 @@ _AVERAGE_POOLINGS = {"avg_pool2d", "_adaptive_avg_pool2d", "mean"}
 
 
 class _Counter(TorchDispatchMode):
-    """Sees every operator of a forward pass, and knows which module called it."""
+    """Observer of every operator of a forward pass, and of the module that called it."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -209,7 +211,7 @@ class _Counter(TorchDispatchMode):
 
     @contextmanager
     def following_modules(self) -> Iterator[None]:
-        """Keep the path of the module at work in `_stack`, and count parameters as it enters."""
+        """Keep the path of the current module in `_stack`, and count its parameters on entry."""
         handles = []
 
         def leave(*_: Any) -> None:
@@ -236,7 +238,7 @@ class _Counter(TorchDispatchMode):
                 self._part().params += parameter.numel()
 
     def _part(self) -> PartCost:
-        """The part at work."""
+        """The current part."""
         path = self._stack[-1]
         while path and path not in self._kinds:
             path = path.rpartition(".")[0]
@@ -244,7 +246,7 @@ class _Counter(TorchDispatchMode):
         return self._parts.setdefault(path, PartCost(path or JOINTS, kind))
 
     def parts(self) -> list[PartCost]:
-        # Between its parts a network works all along; that row goes last.
+        # A network also works between its parts; that row goes last.
         return sorted(self._parts.values(), key=lambda part: part.name == JOINTS)
 
     def __torch_dispatch__(
@@ -256,7 +258,8 @@ class _Counter(TorchDispatchMode):
                 "give the reference model"
             )
         if func is torch.ops.aten.native_batch_norm.default:
-            # PyTorch's own way on meta, in Python, takes as long as all other operators together.
+            # PyTorch's own shape function on meta, in Python, takes as long as all other operators
+            # together.
             result = (torch.empty_like(args[0]), None, None)
         else:
             result = func(*args, **(kwargs or {}))
@@ -298,7 +301,7 @@ class _Counter(TorchDispatchMode):
             )
 
     def watch(self, tensor: Tensor) -> int:
-        """Follow the life of a tensor's storage; return its bytes if it is new, else 0."""
+        """Track a tensor's storage until it is freed; return its bytes if it is new, else 0."""
         self._live = {ref: size for ref, size in self._live.items() if not ref.expired()}
         storage = tensor.untyped_storage()
         reference = StorageWeakRef(storage)
@@ -317,7 +320,7 @@ def _pair(values: Any) -> tuple[int, int]:
 # --- Showing -----------------------------------------------------------------------------------
 
 WIDE = 100
-"""Columns of a terminal from which on the tables tell what each part is."""
+"""Minimum columns of a terminal for tables that describe each part."""
 
 
 def _part_columns(complexity: Complexity, with_kinds: bool) -> list[Column[PartCost]]:

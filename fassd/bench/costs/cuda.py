@@ -1,15 +1,15 @@
-"""The time model of the CUDA backend: what a network launches, and what each launch should take.
+"""The time model of the CUDA backend: the launches of a network, and the predicted time of each.
 
-No GPU is needed. The C++ extension answers which kernels an operator's call launches on a GPU of
-given limits, and how each is cut into blocks (``csrc/plan``): the very plans that the CUDA kernels
-are launched with. Here their figures are added up.
+No GPU is needed. The C++ extension describes the kernels that an operator's call launches on a GPU
+with given limits, and their division into blocks (``csrc/plan``): the same plans with which the
+CUDA kernels are launched. This module adds up their figures.
 
-The *floor* of a launch is what no kernel can go below: every tensor moved once at the memory's
-full bandwidth, or every operation that reaches the result at the full rate, whichever takes longer.
-The *floor of issue* is what these kernels cannot go below: their warp instructions, an instruction
-a clock from each of a multiprocessor's four schedulers. The *prediction* is the longest of the
-plan's clocks, in which issue has its part, the bytes at the bandwidth that a copy reaches, and the
-operations after padding at the full rate; and the gap to the next launch of a graph.
+The *floor* of a launch is the minimum for any kernel: every tensor moved once at the memory's full
+bandwidth, or every operation that contributes to the result at the full rate, whichever takes
+longer. The *floor of issue* is the minimum for these kernels: their warp instructions, one per
+clock from each of a multiprocessor's four schedulers. The *prediction* is the longest of the plan's
+clocks, which include issue, the bytes at the bandwidth that a copy reaches, and the operations
+after padding at the full rate; plus the gap to the next launch of a graph.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ if TYPE_CHECKING:
     from fassd_kernels.tuning.calls import OperatorCall
 
 HALF, TF32, FLOAT32 = range(3)  # Arithmetic in csrc/plan/plan.h
-# Rates of the tensor cores of a T4; the table of GPUs has what Triton reaches without them.
+# Rates of a T4's tensor cores; the table of GPUs has the rates that Triton reaches without them.
 TENSOR_RATES = {"Tesla T4": 65e12}
-# Of one multiprocessor and clock, to name what a launch is bound by.
+# For one multiprocessor and clock, to name what a launch is bound by.
 SHARED_BYTES = 128
 CACHE_BYTES = 32
 ISSUED_PER_CLOCK = 4
-# Of which schedulers that have enough warps reach so much, as csrc/plan/plan.cpp has it.
+# Fraction that schedulers with enough warps reach, as in csrc/plan/plan.cpp.
 ISSUE_EFFICIENCY = 0.7
-# A launch that takes this many times what its busiest part needs waits most of the time.
+# A launch that takes this many times the time of its busiest part mostly waits.
 WAITING = 1.5
 
 # --- plans ----------------------------------------------------------------------------------------
 
 
 GpuLimits: TypeAlias = tuple[int, int, int]
-"""What a plan depends on in a GPU, DeviceLimits in ``csrc/plan/plan.h``: multiprocessors, bytes of
-shared memory that a block can have, compute capability times ten."""
+"""The limits of a GPU that a plan depends on, DeviceLimits in ``csrc/plan/plan.h``:
+multiprocessors, bytes of shared memory available to a block, compute capability times ten."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a convolution, or a fused part, is cut into blocks.
+    """The division of a convolution, or of a fused part, into blocks.
 
     Attributes:
         warps, m_tiles, n_tiles, sliding, splits: the kernel's variant; a tile has ``8 * n_tiles``
@@ -61,14 +61,14 @@ class Plan:
         taps: number of taps that reach the picture.
         chunk: number of input channels at a time.
         stages: number of chunks in shared memory at once.
-        boxes: number of boxes in which an engine copies a chunk's pixels; 0 where threads copy.
+        boxes: number of boxes in which an engine copies a chunk's pixels; 0 if threads copy.
         tiles: number of tiles that a block computes, or one less.
         shared_bytes: bytes of shared memory that a block takes.
         blocks: number of tiles of the launch.
-        resident: number of blocks of a multiprocessor at once.
+        resident: number of blocks of a multiprocessor at a time.
         products: multiply-accumulates of a block, padding included.
-        shared_read, loaded, stored: bytes that a block reads in shared memory, asks of the last
-            cache, and writes.
+        shared_read, loaded, stored: bytes that a block reads from shared memory, requests from the
+            last cache, and writes.
         cycles: clocks of the launch.
     """
 
@@ -104,7 +104,7 @@ class Plan:
 class Convolution:
     """One convolution: ConvolutionShape in ``csrc/plan/plan.h``; pairs are (vertical, horizontal).
 
-    `out_size` is that of the result before pooling.
+    `out_size` is the size of the result before pooling.
     """
 
     batch: int
@@ -120,13 +120,13 @@ class Convolution:
 
     @classmethod
     def of(cls, answer: dict[str, Any]) -> Convolution:
-        """From an answer's `convolution`."""
+        """Make it from an answer's `convolution`."""
         pairs = {name: tuple(v) for name, v in answer.items() if isinstance(v, list)}
         return cls(**{**answer, **pairs})
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019 - immutable, and a network repeats its shapes
     def plan(self, limits: GpuLimits) -> Plan:
-        """Its plan on a GPU, launched alone."""
+        """Its plan on a GPU if launched alone."""
         dtype = torch.float16 if self.arithmetic == HALF else torch.float32
         like = torch.empty(0, dtype=dtype, device="meta")
         answer = torch.ops.fassd_kernels_plan.conv_act(
@@ -149,30 +149,29 @@ class PredictedLaunch:
     """One launch of a network, planned and predicted; times in seconds.
 
     Attributes:
-        label: what it does.
+        label: purpose of the launch.
         kernel: name of the kernel's template.
         channels: channels of its inputs > those of its result.
         height, width: size of its result, after pooling.
-        tile: the tile in words; empty where there is nothing to plan. What follows from a plan is
-            then 0.
+        tile: the tile in words; empty without a plan, in which case the figures of a plan are 0.
         taps: number of taps that reach the picture, for each convolution of the launch.
         blocks, resident, waves: number of blocks of the launch, number of blocks of a
-            multiprocessor at once, and the turns that the launch takes.
+            multiprocessor at a time, and number of turns of the launch.
         shared_bytes: bytes of shared memory that a block takes.
         bytes: bytes read and written, every tensor once.
-        loaded: bytes that blocks ask of the last cache.
-        operations: multiplications and additions that reach the result.
-        issued: those that are carried out, padding included.
-        instructions: warp instructions, of which are for copies to shared memory
-            (`copy_instructions`), for products and for the epilogue so many.
-        memory_floor, arithmetic_floor: seconds that bytes and operations take at the full rates.
-        floor: the longer of the two, that no kernel can go below.
-        issue: seconds that these instructions take at least.
-        predicted: seconds, with the gap to the next launch.
-        bound: what takes longest: ``memory``, ``cache``, ``shared memory``, ``arithmetic``,
-            ``issue``; or ``waiting``, where none of them is busy most of the time.
-        counted: warp instructions that were counted; None where none were.
-        measured: seconds on a GPU; None where it was not measured.
+        loaded: bytes that blocks request from the last cache.
+        operations: number of multiplications and additions that contribute to the result.
+        issued: number of those carried out, padding included.
+        instructions: number of warp instructions; `copy_instructions` and the like give those for
+            copies to shared memory, for products and for the epilogue.
+        memory_floor, arithmetic_floor: seconds for bytes and operations at the full rates.
+        floor: the longer of the two, the minimum for any kernel.
+        issue: minimum seconds for these instructions.
+        predicted: predicted seconds, including the gap to the next launch.
+        bound: the part that takes longest: ``memory``, ``cache``, ``shared memory``,
+            ``arithmetic``, ``issue``; or ``waiting``, if none of them is busy most of the time.
+        counted: number of warp instructions that were counted; None if they were not.
+        measured: measured seconds on a GPU; None if not measured.
     """
 
     label: str
@@ -216,7 +215,7 @@ class LaunchGroup:
 
     @property
     def label(self) -> str:
-        """Of the first, and in what the others' differ: ``hardblock 3, 7``."""
+        """The first one's label, and the differences of the others: ``hardblock 3, 7``."""
         first, *others = dict.fromkeys(launch.label for launch in self.launches)
         name = first.rpartition(" ")[0] + " "
         return ", ".join([first, *(other.removeprefix(name) for other in others)])
@@ -230,12 +229,12 @@ class LaunchGroup:
         return self.launches[0]
 
     def total(self, name: str) -> Any:
-        """The sum of an attribute; None where a launch has none."""
+        """The sum of an attribute; None if a launch lacks it."""
         values = [getattr(launch, name) for launch in self.launches]
         return None if None in values else sum(values)
 
     def to_json(self) -> dict[str, Any]:
-        """Ready for `json.dump`: of one launch, but times of all."""
+        """The figures of one launch with the times of all, ready for `json.dump`."""
         times = {f"{n}_s": self.total(n) for n in TIMES}
         one = asdict(self.first)
         kept = {name: one[name] for name in one if f"{name}_s" not in times}
@@ -249,11 +248,11 @@ class Prediction:
     Attributes:
         network: name of the variant.
         height, width, batch: size of the pictures, and their number.
-        dtype: name of the type.
+        dtype: name of the dtype.
         output: ``labels`` or ``logits``.
-        device: the GPU.
-        launches: in order.
-        replay: measured seconds of the network as one CUDA graph; None where that was not done.
+        device: GPU of the prediction.
+        launches: launches in order.
+        replay: measured seconds of the network as one CUDA graph; None if not measured.
     """
 
     network: str
@@ -268,7 +267,7 @@ class Prediction:
 
     @property
     def title(self) -> str:
-        """What was predicted, and for what."""
+        """The network, the pictures and the GPU of the prediction."""
         return (
             f"{self.network}, {self.batch} x {self.height}x{self.width}, {self.dtype}, "
             f"{self.output}, on {self.device.name}"
@@ -284,15 +283,15 @@ class Prediction:
 
     @property
     def frames_per_second(self) -> float:
-        """As predicted."""
+        """Predicted frames per second."""
         return self.batch / self.predicted
 
     def total(self, name: str) -> Any:
-        """The sum of an attribute over all launches; None where a launch has none."""
+        """The sum of an attribute over all launches; None if a launch lacks it."""
         return LaunchGroup(self.launches).total(name)
 
     def groups(self) -> list[LaunchGroup]:
-        """Equal launches together, in the order in which they come."""
+        """Equal launches grouped, in the order of their first ones."""
         found: dict[PredictedLaunch, list[PredictedLaunch]] = {}
         for launch in self.launches:
             kind = launch.label.partition(" ")[0]
@@ -301,7 +300,7 @@ class Prediction:
         return [LaunchGroup(tuple(launches)) for launches in found.values()]
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, ready for `json.dump`; times in seconds, equal launches together."""
+        """All figures, ready for `json.dump`; times in seconds, equal launches grouped."""
         names = ("network", "batch", "dtype", "output")
         sums = ("bytes", "loaded", "operations", "issued", *COUNTS)
         return {
@@ -320,15 +319,15 @@ class Prediction:
 
 
 class Model:
-    """What launches take on one GPU, in one type.
+    """A model of launch times on one GPU, in one dtype.
 
     Args:
-        device: an NVIDIA GPU.
-        dtype: type of the images.
-        tf32: whether float32 products may be rounded to TF32.
+        device: GPU by NVIDIA.
+        dtype: dtype of the images.
+        tf32: True if float32 products may be rounded to TF32.
 
     Raises:
-        ValueError: if the CUDA backend does not serve the GPU, or the type on it.
+        ValueError: the CUDA backend does not support the GPU, or the dtype on it.
     """
 
     def __init__(self, device: Device, dtype: torch.dtype, tf32: bool = False) -> None:
@@ -346,7 +345,7 @@ class Model:
         self.rates = {"half": tensor, "tf32": tensor / 2, "float32": device.rates[1]}
 
     def answer(self, call: OperatorCall) -> list[dict[str, Any]]:
-        """The launches of an operator's call, as C++ answers (``csrc/plan/launches.h``)."""
+        """The launches of an operator's call, as described by C++ (``csrc/plan/launches.h``)."""
         operator = getattr(torch.ops.fassd_kernels_plan, call.operator)
         return json.loads(operator(**call.arguments, gpu=self.limits, allow_tf32=self.tf32))
 
@@ -406,10 +405,10 @@ class Model:
 
 
 def check_requirements() -> None:
-    """See whether networks can be planned here.
+    """Check that networks can be planned on this machine.
 
     Raises:
-        ImportError: without Triton, or without the C++ extension; the message says what to install.
+        ImportError: Triton or the C++ extension is missing; the message says what to install.
     """
     if availability.triton_missing():
         raise ImportError(
@@ -425,11 +424,11 @@ def check_requirements() -> None:
 
 
 def find_device(name: str) -> Device:
-    """A GPU of the data sheets or of this machine, by its name or a part of it.
+    """Find a GPU of the data sheets or of this machine, by its name or a part of it.
 
     Raises:
-        ImportError: as :func:`check_requirements`.
-        ValueError: if none, or more than one, is meant.
+        ImportError: as in :func:`check_requirements`.
+        ValueError: no GPU, or more than one, matches.
     """
     check_requirements()
     for index in range(torch.cuda.device_count()):
@@ -450,16 +449,16 @@ def predict_network(
     classes: int = 19,
     alpha: int = 2,
 ) -> Prediction:
-    """What a variant of the family launches through the CUDA backend, and how long that takes.
+    """Predict the launches of a variant of the family through the CUDA backend, and their times.
 
     Args:
         name, height, width, batch, dtype, output, classes, alpha: network and pictures, as in
             :func:`fassd_kernels.tuning.calls.record_network`.
-        device: the GPU to predict for, see :func:`find_device`; it need not be in this machine.
+        device: GPU to predict for, see :func:`find_device`; this machine need not have it.
 
     Raises:
-        ImportError: as :func:`check_requirements`.
-        ValueError: if the variant is unknown, the picture too small, or the GPU is not served.
+        ImportError: as in :func:`check_requirements`.
+        ValueError: the variant is unknown, the picture too small, or the GPU not supported.
     """
     check_requirements()
     from fassd.bench.costs.triton import record_network

@@ -1,8 +1,8 @@
-"""What encoders of timm cost at 1024x2048.
+"""Costs of timm's encoders at 1024x2048.
 
-To build and trace each of over a thousand takes minutes: `TABLE` has those of one version of timm,
-written by ``python -m fassd.bench.costs.encoders``; what it lacks, of another version, is counted
-when it is asked for.
+Building and tracing over a thousand encoders takes minutes: `TABLE` has those of one version of
+timm, written by ``python -m fassd.bench.costs.encoders``; encoders that it lacks, of another
+version, are counted on request.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from fassd.models.encoder import import_timm, plan_of
 
 TABLE = Path(__file__).with_name("encoders.csv")
-"""Columns name, params, macs; those of encoders that do not fit are empty."""
+"""Columns name, params, macs; the last two are empty for encoders that do not fit."""
 
 SIZE = (1024, 2048)
 
 
 class EncoderCost(NamedTuple):
-    """An encoder up to its map at stride 32.
+    """The costs of an encoder up to its map at stride 32.
 
     Attributes:
         params: number of parameters.
-        macs: multiply-accumulates of convolutions and matrix products at 1024x2048.
+        macs: number of multiply-accumulates of convolutions and matrix products at 1024x2048.
     """
 
     params: int
@@ -39,7 +39,7 @@ def encoder_costs(pattern: str = "") -> Iterator[tuple[str, EncoderCost]]:
     """Encoders that FASSD-Net can be built on, by name, in timm's order.
 
     Args:
-        pattern: of names, with ``*`` and ``?``; without these, a part of them.
+        pattern: pattern of names, with ``*`` and ``?``; without these, a part of them.
 
     Raises:
         ImportError: timm is missing.
@@ -55,21 +55,21 @@ def encoder_costs(pattern: str = "") -> Iterator[tuple[str, EncoderCost]]:
 
 
 def cost_of(name: str) -> EncoderCost | None:
-    """What an encoder costs; None if FASSD-Net cannot be built on it, or not at that size."""
+    """The costs of an encoder; None if FASSD-Net cannot be built on it, or not at that size."""
     try:
         options = plan_of(name).options
         with torch.device("meta"), torch.no_grad():
             body = import_timm().create_model(name, **options).eval()
             with FlopCounterMode(display=False) as counter:
                 body(torch.empty(1, 3, *SIZE))
-    except Exception:  # whatever its own code raises
+    except Exception:  # errors of the encoder's own code
         return None
     params = sum(parameter.numel() for parameter in body.parameters())
     return EncoderCost(params, counter.get_total_flops() // 2)
 
 
 def read_table() -> dict[str, EncoderCost | None]:
-    """What `TABLE` says."""
+    """Read the rows of `TABLE`."""
     with TABLE.open(newline="") as file:
         return {
             name: EncoderCost(int(params), int(macs)) if params else None
@@ -92,7 +92,7 @@ def complete_table() -> None:
     for name in names:
         if name not in costs:
             costs[name] = cost_of(name)
-            write_table(costs)  # at once, so that it goes on where it was stopped
+            write_table(costs)  # at once, so that it can continue after an interruption
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A network cut into the parts that a table of costs has rows for."""
+"""Dividing a network into the parts that are rows in a table of costs."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 @dataclass
 class PartCost:
-    """The cost of one part of a network.
+    """The costs of one part of a network.
 
     Attributes:
-        name: the module's path in the model; ``base.0-3`` for merged neighbours; `JOINTS` for what
-            the network does between its parts, resizing and concatenating.
-        kind: the module's class, with its distinguishing arguments.
-        output_shape: (N, C, H, W) of the last tensor that it made.
-        params: parameters, each counted once, where it is first used.
-        conv_macs, ptflops_macs, allocated_bytes: as in `Complexity`.
+        name: path of the module in the model; ``base.0-3`` for merged neighbours; `JOINTS` for the
+            operations between parts, resizing and concatenating.
+        kind: class of the module, with its distinguishing arguments.
+        output_shape: shape (N, C, H, W) of the last tensor that it produced.
+        params: number of parameters, each counted once, at its first use.
+        conv_macs, ptflops_macs, allocated_bytes: costs, as in `Complexity`.
     """
 
     name: str
@@ -40,9 +40,9 @@ class PartCost:
 
 
 def parts_of(module: nn.Module, path: str) -> Iterator[tuple[str, str]]:
-    """(path, kind) of the parts below `module`: the known ones, and what lies beside them.
+    """(path, kind) of the parts below `module`: the known ones, and modules beside them.
 
-    Lists, and modules that have known parts somewhere inside, are not parts but hold parts.
+    Lists, and modules with known parts inside them, are not parts but contain parts.
     """
     for name, child in module.named_children():
         child_path = f"{path}.{name}" if path else name

@@ -1,4 +1,4 @@
-"""How long a call of a fused operator should take, from its operations and this machine's rates.
+"""Predicted time of a call of a fused operator, from its operations and this machine's rates.
 
 The roofline model (Williams, Waterman and Patterson, "Roofline: An Insightful Visual Performance
 Model for Multicore Architectures", CACM 2009): a call is bound by its arithmetic or by its memory
@@ -30,10 +30,10 @@ __all__ = [
 ]
 
 WINOGRAD_SAVING = 144 / 36  # F(4x4, 3x3): 36 products for sixteen outputs of nine taps
-"""Multiply-accumulates of the sum over those of Winograd's form that the CPU kernels use."""
+"""Ratio of the multiply-accumulates of the sum to those of the CPU kernels' Winograd form."""
 
 WINOGRAD_CHANNELS = 6
-"""Input and output channels from which on they use it (`method_for` in `csrc/cpu/packing.cpp`)."""
+"""Minimum input and output channels for using it (`method_for` in `csrc/cpu/packing.cpp`)."""
 
 COPIED_BYTES = 256 << 20
 MATRIX_SIDES = (1024, 2048)
@@ -42,7 +42,7 @@ CONVOLUTION_WIDTHS = (128, 256, 512)
 
 @dataclass(frozen=True)
 class Machine:
-    """What the machine does at best: multiply-accumulates and bytes per second."""
+    """The best rates of the machine: multiply-accumulates and bytes per second."""
 
     macs_per_s: float
     bytes_per_s: float
@@ -53,9 +53,9 @@ class CallConvolution:
     """One convolution inside a call.
 
     Attributes:
-        shape: of its weight, (out channels, in channels, height, width).
-        pixels: of its output, over the whole batch, before any pooling.
-        stride, dilation: (vertical, horizontal).
+        shape: shape of its weight, (out channels, in channels, height, width).
+        pixels: number of pixels of its output, over the whole batch, before any pooling.
+        stride, dilation: stride and dilation, (vertical, horizontal).
     """
 
     shape: tuple[int, ...]
@@ -65,24 +65,24 @@ class CallConvolution:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates as the sum is written, padding included."""
+        """Multiply-accumulates of the definition, padding included."""
         return math.prod(self.shape) * self.pixels
 
     @property
     def fits_winograd(self) -> bool:
-        """Whether the CPU kernels compute it in Winograd's form."""
+        """True if the CPU kernels compute it in Winograd's form."""
         plain = (self.stride, self.dilation, self.shape[2:]) == ((1, 1), (1, 1), (3, 3))
         return plain and min(self.shape[:2]) >= WINOGRAD_CHANNELS
 
 
 @dataclass(frozen=True)
 class CallWork:
-    """What one call has to do.
+    """The work of one call.
 
     Attributes:
-        convolutions: inside it, in order.
-        bytes: of its input and output images.
-        dtype: of the images and weights.
+        convolutions: convolutions of the call, in order.
+        bytes: bytes of its input and output images.
+        dtype: dtype of the images and weights.
     """
 
     convolutions: tuple[CallConvolution, ...]
@@ -91,13 +91,13 @@ class CallWork:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of the convolutions as their sums are written."""
+        """Multiply-accumulates of the convolutions' definitions."""
         return sum(convolution.macs for convolution in self.convolutions)
 
 
 @dataclass(frozen=True)
 class RooflineTime:
-    """Seconds that a call should take, by what may bind it."""
+    """Predicted seconds of a call, by possible bounds."""
 
     arithmetic: float
     memory: float
@@ -108,9 +108,9 @@ class RooflineTime:
 
 
 def predict(work: CallWork, machine: Machine) -> RooflineTime:
-    """The seconds that `work` takes where nothing is lost.
+    """Predict the seconds of `work` without any losses.
 
-    Assumes that
+    It assumes that
 
     * multiply-accumulates run at the rate of a float32 matrix product, whatever the dtype: the
       kernels widen 16 bits as they load them (but for bfloat16 where the CPU has AMX, which takes
@@ -128,14 +128,14 @@ def predict(work: CallWork, machine: Machine) -> RooflineTime:
 
 
 def measure_machine(repeats: int = 10) -> Machine:
-    """The best of so many calls of each kernel tried, on PyTorch's present threads.
+    """Measure the best of `repeats` calls of each kernel tried, on PyTorch's present threads.
 
     The rate of arithmetic is the best that PyTorch's own libraries reach in a float32 matrix
     product, a practical ceiling: `torch.mm` (BLAS) on squares of 1024 and 2048, and 1x1
-    convolutions in channels_last (oneDNN). On processors that are not Intel's, MKL alone would set
-    it too low: 113 GFLOP/s on two cores of an EPYC with AVX-512, where oneDNN reaches 522.
+    convolutions in channels_last (oneDNN). On processors other than Intel's, MKL alone would give
+    too low a rate: 113 GFLOP/s on two cores of an EPYC with AVX-512, where oneDNN reaches 522.
 
-    The bandwidth is that of copying 256 MiB, each byte counted twice, as read and as written.
+    The bandwidth is that of copying 256 MiB, counting each byte twice, as read and as written.
     """
     calls: dict[str, Callable[[], object]] = {}
     macs: dict[str, int] = {}
@@ -152,7 +152,7 @@ def measure_machine(repeats: int = 10) -> Machine:
         macs[f"conv2d {width}"] = 64 * 64 * width**2
     source = torch.ones(COPIED_BYTES // 4)
     calls["copy"] = functools.partial(torch.empty_like(source).copy_, source)
-    # Each alone, behind a call that is not timed: a ceiling is what is reached with warm caches.
+    # Each alone, after a call that is not timed: a ceiling is what is reached with warm caches.
     best = {
         name: min(sample(call, torch.device("cpu")) for _ in range(repeats))
         for name, call in calls.items()
@@ -193,7 +193,7 @@ def convolutions(call: OperatorCall) -> list[CallConvolution]:
 
 
 def work_of(call: OperatorCall, output: Tensor) -> CallWork:
-    """What a call of an operator had to do."""
+    """The work of a call of an operator."""
     residual = call.arguments.get("residual")
     touched = [*call.images, *([] if residual is None else [residual]), output]
     return CallWork(

@@ -1,4 +1,4 @@
-"""What fused training kernels could win, by the time model: ``docs/training-kernels.md``."""
+"""The possible gain of fused training kernels, by the time model: ``docs/training-kernels.md``."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from torch import nn
 from fassd.models import create_model
 from fassd_kernels.triton.device import Device
 
-# Times that one step, forward and backward, moves the inputs and the outputs of a convolution.
+# Number of times that a step, forward and backward, moves a convolution's inputs and outputs.
 PASSES = {"eager": (3, 16), "Inductor": (3, 11), "fused statistics": (3, 10)}
-RATE = 0.5  # part of the data sheet's rate that a training library's convolutions reach
+RATE = 0.5  # fraction of the data sheet's rate that a training library's convolutions reach
 
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """What one picture of a training step takes.
+    """The work of a training step for one picture.
 
     Attributes:
         inputs, outputs: bytes of all convolutions' inputs and outputs.
-        operations: multiplications and additions of the convolutions, forward and backward.
+        operations: number of multiplications and additions of the convolutions, forward and
+            backward.
     """
 
     inputs: int
@@ -31,7 +32,7 @@ class TrainingStep:
     def seconds(self, kernels: str, device: Device) -> float:
         """Seconds of a step run in one of the `PASSES`.
 
-        Memory and arithmetic one after the other: kernels of the one bound hide little of the
+        Memory and arithmetic one after the other: kernels that are bound by one hide little of the
         other.
         """
         of_input, of_output = PASSES[kernels]
@@ -40,7 +41,7 @@ class TrainingStep:
 
 
 def training_step(name: str, height: int, width: int) -> TrainingStep:
-    """Count a variant of the family at one picture of a size, 16-bit activations."""
+    """Count a variant of the family at one picture of that size, with 16-bit activations."""
     model = create_model(name).to("meta")
     totals = [0, 0, 0]
 

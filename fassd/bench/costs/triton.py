@@ -1,9 +1,10 @@
-"""The time model: what a network launches, and what each launch must and may take.
+"""The time model of Triton: the launches of a network, and the minimum and expected time of each.
 
-The *floor* of a launch is what no kernel can go below: every byte moved once at the memory's full
-bandwidth, or every operation that reaches the result at the full rate, whichever takes longer. The
-*prediction* adds what these kernels really do: padded channels and pixels, inputs read once per tap
-and per block of output channels from the last cache, and the gap between two launches of a graph.
+The *floor* of a launch is the minimum for any kernel: every byte moved once at the memory's full
+bandwidth, or every operation that contributes to the result at the full rate, whichever takes
+longer. The *prediction* adds the actual costs of these kernels: padded channels and pixels, inputs
+read from the last cache once per tap and per block of output channels, and the gap between two
+launches of a graph.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from fassd_kernels.tuning.calls import OperatorCall
 
 @dataclass(frozen=True)
 class TritonLaunch:
-    """A launch of a network, with the program it belongs to."""
+    """A launch of a network, with its program."""
 
     program: Program
     launch: Launch
 
     @property
     def label(self) -> str:
-        """What it does, with its channels."""
+        """Its purpose, with its channels."""
         problem = self.launch.problem
         if problem is None:
             return self.launch.label
@@ -40,16 +41,16 @@ class TritonLaunch:
 
     @property
     def source(self) -> Source:
-        """What its binary is made from."""
+        """The source of its binary."""
         return source_of(self.program, self.launch)
 
     def floor(self, device: Device) -> float:
-        """Seconds that no kernel can go below."""
+        """Minimum seconds for any kernel."""
         work = self.launch.work
         return max(work.bytes / device.bandwidth, work.operations / self.rate(device))
 
     def predicted(self, device: Device) -> float:
-        """Seconds expected of this kernel."""
+        """Expected seconds of this kernel."""
         work = self.launch.work
         memory = work.bytes / (device.bandwidth * DRAM_EFFICIENCY)
         cache = work.loaded / (device.bandwidth * L2_PER_DRAM)
@@ -69,9 +70,9 @@ def record_network(
     dtype: torch.dtype = torch.float16,
     **settings: Any,
 ) -> tuple[list[OperatorCall], list[Program]]:
-    """The operator calls of a network, and what each launches through Triton on a GPU.
+    """Record the operator calls of a network, and the launches of each through Triton on a GPU.
 
-    Nothing is computed, and the GPU need not be in this machine. The other arguments are those of
+    Nothing is computed, and this machine need not have the GPU. The other arguments are those of
     :func:`fassd_kernels.tuning.calls.record_network`.
     """
     with assuming(device), recording() as programs:

@@ -1,1 +1,1 @@
-"""The page of `fassd report`: what was measured, with pictures."""
+"""The page of `fassd report`: measurements, with pictures."""

@@ -1,4 +1,4 @@
-"""`fassd report`: what was measured, on one page, and as Markdown with pictures."""
+"""`fassd report`: measurements on one page of HTML, and as Markdown with pictures."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = ["build_page", "committed_results", "write_report"]
 
 
 def committed_results() -> Path | None:
-    """The results that the project's checkout holds; None for an installed package."""
+    """The results in the project's checkout; None for an installed package."""
     folder = Path(fassd.__file__).parents[1] / "benchmarks" / "results"
     return folder if folder.is_dir() else None
 
 
 def build_page(results: Collection, notes: Sequence[str] = ()) -> Page:
-    """Everything that can be said from some results.
+    """Build the page of some results.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are no results.
     """
     if not results.sources:
         raise ValueError(
@@ -63,7 +63,7 @@ def write_report(folder: Path, page: Page) -> list[Path]:
 
     Raises:
         ImportError: matplotlib is not installed; the message says how to install it.
-        OSError: the folder cannot be written to.
+        OSError: the folder is not writable.
     """
     check_matplotlib()
     markdown, files = to_markdown(page)

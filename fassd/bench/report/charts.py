@@ -1,4 +1,4 @@
-"""Every kind of chart, from plain numbers, drawn by matplotlib in any ink and on any paper."""
+"""All kinds of charts, from plain numbers, drawn by matplotlib in any ink on any paper."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ COLOURS = {
     "yellow": "#F0E442",
     "brown": "#8C564B",
 }
-"""Okabe and Ito's colours, which colour-blind readers tell apart, with two greys for plain PyTorch
-and a brown. Where two series share one, hatching or the marker tells them apart."""
+"""Okabe and Ito's colours, which colour-blind readers can distinguish, with two greys for plain
+PyTorch and a brown. If two series share a colour, hatching or the marker distinguishes them."""
 
 CANDIDATE_COLOURS: dict[str | tuple[str, str], str] = {
     REFERENCE: "grey",
@@ -40,7 +40,7 @@ CANDIDATE_COLOURS: dict[str | tuple[str, str], str] = {
     (OURS, "float16"): "purple",
     (OURS, "bfloat16"): "blue",
 }
-"""Keys of `COLOURS`, by the key of a `fassd.bench.candidates.Candidate`, of ours with the dtype."""
+"""Keys of `COLOURS`, by the key of a `fassd.bench.candidates.Candidate`; ours with the dtype."""
 
 HATCH = "////"
 BLACK, WHITE = "#000000", "#ffffff"
@@ -67,7 +67,7 @@ def check_matplotlib() -> None:
 
 @contextmanager
 def new_figure(size: tuple[float, float], ink: str = BLACK, paper: str = WHITE) -> Iterator[Any]:
-    """An empty figure, its size in inches; axes that are made meanwhile are in `ink` on `paper`."""
+    """An empty figure, its size in inches; axes made within the block are in `ink` on `paper`."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -110,7 +110,7 @@ def png(figure: Any, dpi: int = 110, metadata: dict[str, str] | None = None) -> 
 
 
 class Bars(NamedTuple):
-    """One bar for each group, in a value of `COLOURS`; None as its height leaves a bar out."""
+    """One bar for each group, in a colour of `COLOURS`; None as its height leaves a bar out."""
 
     label: str
     heights: Sequence[float | None]
@@ -122,7 +122,7 @@ BarRow = tuple[str, Sequence[str], Sequence[Bars]]
 """A title, the names of the groups, and the bars."""
 
 BAR_WIDTH = 8.0
-"""Inches for the groups of a row of the report's page."""
+"""Width in inches for the groups of a row of the report's page."""
 
 
 def bar_figure(
@@ -135,7 +135,7 @@ def bar_figure(
     form: str = "{:.2f}",
     line: float | None = 1,
 ) -> Any:
-    """Groups of bars under one legend, in as many rows as a page's width asks for."""
+    """Groups of bars under one legend, in as many rows as the page's width requires."""
     least = 0.9 if len(series) < 5 else 0.17 * (len(series) + 1.5)  # inches of a group
     count = ceil(len(groups) / max(1, int(BAR_WIDTH / least)))
     in_row = ceil(len(groups) / count)
@@ -163,23 +163,23 @@ def bar_rows(
     """Rows of groups of bars, each bar with its figure above it, upright.
 
     Args:
-        rows: what each row shows.
-        size: width and height in inches; None: as large as the bars need.
-        ink, paper: colours.
+        rows: contents of the rows.
+        size: width and height in inches; None for the size that the bars need.
+        ink, paper: colours of text and background.
         title: heading of the whole figure.
         unit: label of the vertical axes.
         form: format of the figures.
-        line: height at which a dashed line is drawn; None draws none.
-        sharey: whether the rows have one scale.
+        line: height of a dashed line; None draws none.
+        sharey: True gives the rows a common scale.
     """
     if size is None:
-        # A bar holds its figure, upright at 7 points; a group is as wide as its name at least.
+        # A bar contains its figure, upright at 7 points; a group is at least as wide as its name.
         widths = (len(groups) * max(1.4, 0.17 * (len(s) + 1.5)) for _, groups, s in rows)
         size = (max(8.0, 1.5 + max(widths)), 1.3 + 3.4 * len(rows))
     with new_figure(size, ink, paper) as figure:
         every_axes = figure.subplots(len(rows), sharey=sharey, squeeze=False)[:, 0]
         for axes, (heading, groups, series) in zip(every_axes, rows, strict=True):
-            step = 1 / (len(series) + 1.5)  # a group is 1 wide; a bar and a half of it stay free
+            step = 1 / (len(series) + 1.5)  # a group is 1 wide, and a bar and a half are free
             for index, bars in enumerate(series):
                 offset = (index - (len(series) - 1) / 2) * step
                 drawn = axes.bar(
@@ -200,7 +200,7 @@ def bar_rows(
             axes.tick_params("x", labelsize=9)
             axes.set_ylabel(unit)
             axes.set_title(heading, fontsize=10)
-            axes.margins(x=0.02, y=0.18)  # above: room for the tallest bar's figure
+            axes.margins(x=0.02, y=0.18)  # room above for the tallest bar's figure
         if title:
             figure.suptitle(title, fontsize=11)
         legend_below(figure, max(3, int(size[0] / 2.2)), 9)
@@ -214,10 +214,10 @@ class Point(NamedTuple):
     """A network in the plot of speed and accuracy.
 
     Attributes:
-        x, y: frames per second, mIoU in per cent.
-        colour: a key of `COLOURS`.
-        hollow: whether the point is hollow, as quoted figures are; measured ones are filled.
-        before: x of the same network in plain PyTorch, from which an arrow leads here.
+        x, y: frames per second, and mIoU in per cent.
+        colour: key of `COLOURS`.
+        hollow: True for a hollow point, as for quoted figures; measured ones are filled.
+        before: x of the same network in plain PyTorch, the start of an arrow to this point.
     """
 
     name: str
@@ -229,7 +229,7 @@ class Point(NamedTuple):
 
 
 class Series(NamedTuple):
-    """A line in a key of `COLOURS`; `spread` is half the interquartile range of each y."""
+    """A line in a colour of `COLOURS`; `spread` is half the interquartile range of each y."""
 
     label: str
     x: Sequence[float]
@@ -246,8 +246,8 @@ class Chart(NamedTuple):
     Attributes:
         x, y: labels of the axes with their units.
         series, points: lines, or named points.
-        log: whether the horizontal axis is logarithmic, of lines to base 2.
-        ticks: places and labels on the horizontal axis; without any, matplotlib chooses.
+        log: True for a logarithmic horizontal axis, to base 2 for lines.
+        ticks: positions and labels on the horizontal axis; without any, matplotlib chooses.
         lines: horizontal lines: label, height, colour.
     """
 
@@ -267,7 +267,7 @@ def scatter_figure(charts: Sequence[Chart], ink: str, paper: str) -> Any:
         every_axes = figure.subplots(1, len(charts), squeeze=False)[0]
         for chart, axes in zip(charts, every_axes, strict=True):
             draw_points(axes, chart)
-        figure.draw_without_rendering()  # the axes take their places, among which names find theirs
+        figure.draw_without_rendering()  # lays out the axes, in which names are placed
         for chart, axes in zip(charts, every_axes, strict=True):
             name_points(axes, chart.points, ink)
     return figure
@@ -302,12 +302,12 @@ TURNS = [eighth * pi / 4 for eighth in range(8)]
 
 
 def name_points(axes: Any, points: Sequence[Point], ink: str) -> None:
-    """Write each name where it meets neither a point, an arrow, nor another name."""
+    """Write each name where it does not overlap a point, an arrow, or another name."""
     from adjustText import adjust_text
 
     pixels = axes.transData
     radius = 6 * axes.figure.dpi / 72
-    taken: list[tuple[float, float]] = []  # places, in pixels, that markers and arrows cover
+    taken: list[tuple[float, float]] = []  # positions, in pixels, covered by markers and arrows
     for point in points:
         x, y = pixels.transform((point.x, point.y))
         taken += [(x + radius * cos(turn), y + radius * sin(turn)) for turn in TURNS]
@@ -324,7 +324,7 @@ def name_points(axes: Any, points: Sequence[Point], ink: str) -> None:
         expand=(1.1, 1.3),
         force_static=(0.3, 0.6),
         force_text=(0.3, 0.4),
-        iter_lim=500,  # not a time, on which the picture would depend
+        iter_lim=500,  # not a time limit, which would make the picture vary
         arrowprops={"arrowstyle": "-", "color": ink, "lw": 0.5, "alpha": 0.5},
     )
 
@@ -363,7 +363,7 @@ def draw_lines(axes: Any, chart: Chart) -> None:
     if chart.ticks:
         axes.set_xticks([place for place, _ in chart.ticks], [text for _, text in chart.ticks])
         axes.tick_params("x", labelsize=8)
-        if max(len(text) for _, text in chart.ticks) > WIDE_TICK:  # they would run into each other
+        if max(len(text) for _, text in chart.ticks) > WIDE_TICK:  # they would overlap
             axes.tick_params("x", rotation=30)
     axes.set_ylim(bottom=0)
     finish(axes, chart)
@@ -379,7 +379,7 @@ def finish(axes: Any, chart: Chart) -> None:
 # -------------------------------------------------------------------------------- horizontal bars
 
 Marks = tuple[str, Sequence[float], str, str]
-"""Label, a place in each row, marker of matplotlib, colour."""
+"""Label, position in each row, matplotlib's marker, colour."""
 
 
 def row_figure(
@@ -413,8 +413,8 @@ def layer_figure(content: Mapping[str, Any], ink: str = BLACK, paper: str = WHIT
     """The time of every fused call with its prediction and floor.
 
     Args:
-        content: what `fassd.bench.layers.LayerReport.to_json` gives.
-        ink, paper: colours.
+        content: result of `fassd.bench.layers.LayerReport.to_json`.
+        ink, paper: colours of text and background.
     """
     layers, where, job = content["layers"], content["environment"], content["job"]
     times = {key: [1e3 * layer[key] for layer in layers] for key in LAYER_TIMES}

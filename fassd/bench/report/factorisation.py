@@ -1,7 +1,7 @@
-"""What factorising a dilated convolution buys: DAPF against ASPP, MDA against plain 3x3s.
+"""The gain of factorising a dilated convolution: DAPF against ASPP, MDA against plain 3x3s.
 
-The authors' argument is about operations; this measures time, too, since a 3x1 and a 1x3 pass
-over a map twice where a 3x3 passes once.
+The authors' argument is about operations; this measures time as well, because a 3x1 and a 1x3 pass
+over a map twice and a 3x3 passes once.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ __all__ = ["ALPHAS", "SquareDAPF", "SquareMDA", "run_factorisation"]
 ALPHAS = (1, 2, 4, 6, 8)
 CONTEXT_CHANNELS, CONTEXT_REDUCTION = 224, 32
 MDAS = ((192, 8, 16), (119, 4, 8), (63, 2, 4))
-"""Channels, dilation, and by how much the map is smaller than the picture."""
+"""Channels, dilation, and ratio of the picture's sides to the map's."""
 
 TOLERANCE = 4e-6
-"""Of the fused output, in the norm, over the reference's: float32."""
+"""Tolerance of the fused output's error, relative to the reference, in the norm: float32."""
 
 
 class SquareDAPF(nn.Module):
-    """`DAPF` with one dilated 3x3 in place of each 3x1 and 1x3: what it would be unfactorised.
+    """`DAPF` with one dilated 3x3 in place of each 3x1 and 1x3, that is, unfactorised.
 
     Shape: (N, inplanes, H, W) to the same.
     """
@@ -61,7 +61,7 @@ class SquareMDA(MDA):
         super().__init__(nIn, d)
         half = nIn // 2
         self.parallel_ddconv3x1 = ConvBNPReLU(half, half, (3, 3), dilation=d)
-        # an attribute that its class declares as a convolution
+        # This attribute is declared as a convolution by its class.
         self.parallel_ddconv1x3 = nn.Identity()  # type: ignore[assignment]
 
 
@@ -81,15 +81,15 @@ class PlainMDA(nn.Module):
 
 
 class Member(NamedTuple):
-    """A module at its place in FASSD-Net.
+    """A module at its position in FASSD-Net.
 
     Attributes:
-        group: "context" or the MDA's place; only members of one group are compared.
-        name, alpha: its name in tables; DAPF's alpha.
-        build: makes it.
-        channels, reduction: channels of its input, and by how much the map is smaller than the
-            picture.
-        fused: whether there is a fused form.
+        group: "context" or the MDA's position; only members of one group are compared.
+        name, alpha: name in tables, and DAPF's alpha.
+        build: function that makes it.
+        channels, reduction: number of channels of its input, and ratio of the picture's sides to
+            the map's.
+        fused: True if there is a fused form.
     """
 
     group: str
@@ -125,21 +125,20 @@ def run_factorisation(
     threads: int | None = None,
     step: Callable[[str], object] = lambda _: None,
 ) -> dict[str, Any]:
-    """Measure the modules at their places in FASSD-Net, those of one group interleaved.
+    """Measure the modules at their positions in FASSD-Net, with those of one group interleaved.
 
-    Returns what is written as JSON: environment, size, dtype, notes, and the modules: of each
-    group, name, alpha, map_shape (N, C, H, W), macs, params, and the timings in seconds: eager
-    (plain PyTorch, channels_last) and fused (ours; None where there is no fused form, or it
-    disagreed).
+    Returns the results for JSON: environment, size, dtype, notes, and the modules: for each group,
+    name, alpha, map_shape (N, C, H, W), macs, params, and the timings in seconds: eager (plain
+    PyTorch, channels_last) and fused (ours; None if there is no fused form, or if it disagreed).
 
     Args:
         size: (height, width) of the network's picture, multiples of 32.
-        repeats, warmup: rounds, as in `fassd.bench.stopwatch.compare`.
-        threads: of PyTorch; None leaves its own choice.
-        step: called with a few words as each part begins.
+        repeats, warmup: numbers of rounds, as in `fassd.bench.stopwatch.compare`.
+        threads: number of PyTorch's threads; None leaves its own choice.
+        step: function called with a few words when each part begins.
 
     Raises:
-        ValueError: a size that is no multiple of 32.
+        ValueError: the size is not a multiple of 32.
     """
     if min(size) < CONTEXT_REDUCTION or any(side % CONTEXT_REDUCTION for side in size):
         raise ValueError(f"size must be multiples of {CONTEXT_REDUCTION}, got {size[0]}x{size[1]}")
@@ -156,7 +155,7 @@ def run_factorisation(
 def measure_group(
     group: list[Member], size: tuple[int, int], repeats: int, warmup: int, notes: list[str]
 ) -> list[dict[str, Any]]:
-    """The entries of one group; adds to `notes` why one has no fused time."""
+    """The entries of one group; adds the reason for a missing fused time to `notes`."""
     import fassd_kernels
 
     calls: dict[str, Callable[[], Tensor]] = {}

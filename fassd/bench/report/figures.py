@@ -1,4 +1,4 @@
-"""Cells of the page's tables from places in results files, and the ways to run a network."""
+"""Cells of the page's tables from positions in results files, and the ways to run a network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Way:
 
     Attributes:
         label: heading of the column.
-        key, dtype, output: those of `fassd.bench.candidates.Candidate`.
+        key, dtype, output: attributes of the `fassd.bench.candidates.Candidate`.
     """
 
     label: str
@@ -31,12 +31,12 @@ class Way:
 
     @property
     def colour(self) -> str:
-        """A key of `COLOURS`."""
+        """Its key of `COLOURS`."""
         return candidate_colour(self.key, self.dtype)
 
     @property
     def hatched(self) -> bool:
-        """Whether its bars are hatched, to tell it from another one of its colour."""
+        """True if its bars are hatched, to distinguish it from another of the same colour."""
         return self.output == "labels" or (self.key != OURS and self.dtype != "float32")
 
     def of(self, comparison: Figure) -> Figure | None:
@@ -69,7 +69,7 @@ WAYS = (
 
 
 def missing(title: str, what: str, command: str) -> Section:
-    """A section that says what is not there and how to get it."""
+    """A section about missing results and the command that makes them."""
     return Section(title, (f"Not measured here: {what}. `{command}` does.",))
 
 
@@ -82,7 +82,7 @@ def measured(text: str, *where: Figure, strong: bool = False) -> Cell:
 
 
 def counted(text: str, *where: Figure) -> Cell:
-    """A count, by `fassd info` where no place is given."""
+    """A count, by `fassd info` if no position is given."""
     return Cell(text, where or (COUNTED,), "counted")
 
 
@@ -91,7 +91,7 @@ def quoted(value: Any, origin: Figure) -> Cell:
 
 
 def milliseconds(result: Figure | None, strong: bool = False) -> Cell:
-    """Median and half the interquartile range; "disagrees" of a result that does."""
+    """Median and half the interquartile range; "disagrees" for a result that does."""
     if result is None:
         return Cell()
     if not agrees(result):
@@ -117,7 +117,7 @@ def frames(result: Figure | None, batch: int = 1, strong: bool = False) -> Cell:
 def ratio(
     result: Figure | None, over: Figure | None, strong: bool = False, median: str = "median_s"
 ) -> Cell:
-    """How many times as fast `result` is as `over`; "-" where either disagrees."""
+    """Speed-up of `result` over `over`; "-" if either disagrees."""
     value = speedup(result, over, median)
     if value is None or result is None or over is None:
         return Cell("-" if result is not None else "")
@@ -125,7 +125,7 @@ def ratio(
 
 
 def speedup(result: Figure | None, over: Figure | None, median: str = "median_s") -> float | None:
-    """How many times as fast `result` is as `over`; None where that cannot be said."""
+    """Speed-up of `result` over `over`; None if it cannot be determined."""
     if result is None or over is None or not (agrees(result) and agrees(over)):
         return None
     return over.value[median] / result.value[median]
@@ -141,7 +141,7 @@ def machine_text(result: Figure) -> str:
 
 
 def rounds(comparisons: Iterable[Figure]) -> str:
-    """How often calls were measured: "7" or "5 to 7"."""
+    """Number of measurements of each call: "7" or "5 to 7"."""
     counts = sorted({r["n"] for c in comparisons for r in c.value["results"] if r["n"]})
     return " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if counts else "no"
 
@@ -153,7 +153,7 @@ def table_by_way(
     cell: Callable[[Figure | None, bool], Cell],
     caption: str,
 ) -> Table:
-    """A row for each comparison, a column for each way that has a figure in any."""
+    """A row for each comparison, a column for each way with a figure in any of them."""
     columns = {
         way.label: [cell(way.of(comparison), way.key == OURS) for _, comparison in entries]
         for way in ways
@@ -168,7 +168,7 @@ def bars_by_way(
     ways: Sequence[Way],
     height: Callable[[Way, Figure], float | None] = lambda way, c: speedup(way.of(c), EAGER.of(c)),
 ) -> list[Bars]:
-    """Bars for each way, of speed-ups over plain PyTorch where `height` is not given."""
+    """Bars for each way; speed-ups over plain PyTorch unless `height` is given."""
     return [
         Bars(way.label, [height(way, c) for c in comparisons], COLOURS[way.colour], way.hatched)
         for way in ways

@@ -1,4 +1,4 @@
-"""What `fassd report --measure` measures on this machine, and the files that it leaves."""
+"""`fassd report --measure`: measurements on this machine, and the files that it writes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DETAILED = "fassd_net"
 
 Step = Callable[[str], object]
 ResultsPart = tuple[str, str, Callable[[Step], Any]]
-"""A results file: its name without ending; what it holds, in a few words; what measures that."""
+"""A results file: its name without ending; its content in a few words; function to measure it."""
 
 
 def parts(
@@ -38,13 +38,13 @@ def parts(
     size: tuple[int, int] = (1024, 2048),
     repeats: int = 7,
 ) -> Iterator[ResultsPart]:
-    """What is measured, the most important first.
+    """List the measurements, the most important first.
 
     Args:
-        full: every peer, with peak memory, instead of plain PyTorch and ours.
-        threads: of PyTorch; None leaves its own choice.
-        size: of the largest pictures, multiples of 32.
-        repeats: rounds.
+        full: True measures every peer, with peak memory, and not only plain PyTorch and ours.
+        threads: number of PyTorch's threads; None leaves its own choice.
+        size: size of the largest pictures, multiples of 32.
+        repeats: number of rounds.
     """
     keys = None if full else QUICK_PEERS
     base = partial(Job, threads=threads, repeats=repeats, warmup=1, memory=False)
@@ -57,7 +57,7 @@ def parts(
     sizes = [side for side in SIZES if side[0] < size[0]] or [size]
     middle = MIDDLE_SIZE if MIDDLE_SIZE in sizes else sizes[-1]
     fewer = fewer_threads(threads or torch.get_num_threads())
-    # The environment of a report tells the threads of its first job.
+    # The environment of a report states the threads of its first job.
     scaled = [
         *(detailed(size=side) for side in sizes),
         *(detailed(size=middle, batch=batch) for batch in BATCHES),
@@ -86,9 +86,9 @@ def fewer_threads(count: int) -> list[int]:
 def measure(
     folder: Path, wanted: Iterator[ResultsPart], step: Step = lambda _: None
 ) -> Iterator[Path]:
-    """Measure what `folder` does not hold yet; a file appears when its part is complete.
+    """Measure what `folder` does not contain yet; a file appears when its part is complete.
 
-    Yields the files that were written, each as it is there.
+    Yields the path of each file when it has been written.
     """
     for name, text, measured in wanted:
         path = folder / f"{name}.json"

@@ -149,7 +149,7 @@ STYLES = {
 
 
 def dead_taps(results: Collection) -> Section:
-    """Where DAPF's dilated taps read only padding, by input size."""
+    """Input sizes at which DAPF's dilated taps only read padding."""
     costs = {
         name: [analyze(network, (h, 2 * h), name=VARIANTS[name].title) for h in HEIGHTS]
         for name, network in ((name, create_model(name)) for name in STYLES)
@@ -195,14 +195,14 @@ def dead_taps(results: Collection) -> Section:
 
 
 def wasted(cost: Complexity) -> tuple[int, int]:
-    """Multiply-accumulates of DAPF that dead taps stand for, and all of it."""
+    """Multiply-accumulates of DAPF's dead taps, and of all its taps."""
     dead = sum(tap.wasted_macs for tap in cost.dead_taps if tap.name.startswith("DAPF"))
     total = sum(part.conv_macs for part in cost.parts if part.name.startswith("DAPF"))
     return dead, total
 
 
 def dead_share(cost: Complexity) -> float:
-    """Per cent of DAPF's multiply-accumulates."""
+    """Share of DAPF's multiply-accumulates in per cent."""
     dead, total = wasted(cost)
     return 100 * dead / total
 
@@ -226,7 +226,7 @@ def inert(cost: Complexity, axis: int) -> str:
 
 
 def layers(results: Collection) -> Section:
-    """Time of each fused call beside its floor."""
+    """Time of each fused call compared with its floor."""
     title = "Time per layer, against the floor"
     source = results.first("layers")
     if source is None:
@@ -255,7 +255,7 @@ def layers(results: Collection) -> Section:
 
 
 def benchmarks(results: Collection) -> Section:
-    """What `pytest benchmarks/` measured, one row for each group."""
+    """Measurements of `pytest benchmarks/`, one row for each group."""
     title = "Operators and modules"
     source = results.first("benchmarks")
     command = "pytest benchmarks/ --benchmark-json DIR/results/pytest.json"
@@ -325,7 +325,7 @@ def namesakes_table(source: ResultsFile) -> Table:
 
 
 def shared_words(groups: Sequence[str]) -> str:
-    """What all names of groups, lists with commas, end in."""
+    """Common ending of all groups' names, which are lists with commas."""
     endings = [group.split(", ")[:0:-1] for group in groups]
     shared = takewhile(lambda words: len(set(words)) == 1, zip(*endings, strict=False))
     return ", ".join(reversed([words[0] for words in shared]))
@@ -342,7 +342,7 @@ def benchmark_cell(stats: Figure | None) -> Cell:
 
 
 def gpus(results: Collection) -> Section:
-    """What was measured on GPUs, and what the time model predicts where there is such a file."""
+    """Measurements on GPUs, and the time model's predictions if there is such a file."""
     blocks = [gpu_table(source.at("items"), source.content) for source in results.of("items")]
     paragraphs = []
     if not blocks:
@@ -360,7 +360,7 @@ def gpus(results: Collection) -> Section:
 
 
 def gpu_table(items: Figure, report: Mapping[str, Any]) -> Table:
-    """Networks of a GPU's report: every form's time."""
+    """Networks in a GPU's report: the time of every form."""
     forms = [
         (item.value["case"], form)
         for item in items.entries()
@@ -420,7 +420,7 @@ def dimensions(*sides: int) -> str:
 
 
 def panel(results: Collection) -> Section:
-    """Input, ground truth and what networks make of it."""
+    """Input, ground truth and the predictions of networks."""
     title = "To see"
     for source in results.of("accuracy"):
         name = source.content.get("panel")

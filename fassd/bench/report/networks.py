@@ -135,7 +135,7 @@ def speed_table(results: Collection, models: Sequence[str] = HEADLINE) -> Table 
 
 
 def speedup_plot(results: Collection, models: Sequence[str] | None = None) -> Plot | None:
-    """Bars: how many times as fast as plain PyTorch each runtime is."""
+    """Bars of the speed-up of each runtime over plain PyTorch."""
     found = full_size(results, models or list_models())
     comparisons = list(found.values())
     ways = [w for w in WAYS if w is not EAGER and any(w.of(c) for c in comparisons)]
@@ -172,7 +172,7 @@ ORDER = (
 
 
 def ablation(results: Collection) -> Section:
-    """The authors' ablation with counts and times of this project, and the plot of the talk."""
+    """The authors' ablation with this project's counts and times, and the plot of the talk."""
     scores = accuracies(results)
     compared = full_size(results, ORDER)
     costs = {name: analyze(create_model(name), FULL_SIZE) for name in ORDER}
@@ -204,7 +204,7 @@ def ablation(results: Collection) -> Section:
 
 
 def accuracies(results: Collection) -> dict[str, Figure]:
-    """Scores on the synthetic set by network: those of equal training first."""
+    """Scores on the synthetic set by network: first those of equal training."""
     found: dict[str, Figure] = {}
     for source in results.of("accuracy"):
         for score in source.at("accuracy").entries():
@@ -219,7 +219,7 @@ def percent(score: Figure | None) -> Cell:
 
 
 def speed_and_accuracy(scores: dict[str, Figure], compared: dict[str, Figure]) -> Plot:
-    """The plot in the talk's form: published figures, and those measured here."""
+    """The plot in the talk's form: published figures, and figures measured here."""
     published = [PSPNET]
     points = []
     for name in ORDER:
@@ -316,13 +316,13 @@ def sweep(
     x: Callable[[JobKey], tuple[float, str]],
     y: Callable[[JobKey, float], float],
 ) -> tuple[Chart, Table]:
-    """Chart and table of jobs that differ in one thing.
+    """Chart and table of jobs that differ in one property.
 
     Args:
         heading: heading of the table's first column.
-        chart: without its lines, one for each way that was measured, and agrees, in every job.
-        x: place on the horizontal axis, with its label.
-        y: what the chart shows for a time in seconds.
+        chart: chart without its lines, one for each way that was measured and agrees in every job.
+        x: position on the horizontal axis, with its label.
+        y: function from a time in seconds to the chart's value.
     """
     order = sorted(jobs, key=x)
     ticks = [x(job) for job in order]
@@ -349,7 +349,7 @@ def sweep(
 
 
 def memory(results: Collection) -> Section:
-    """Peak memory of a call, of each network and runtime."""
+    """Peak memory of a call, for each network and runtime."""
     found = {
         model: comparison
         for model, comparison in full_size(results, list_models()).items()
@@ -396,7 +396,7 @@ PEERS = tuple(way for way in WAYS if way.dtype == "float32" and way.key not in (
 
 
 def other_networks(results: Collection) -> Section:
-    """Networks of others, and FASSD-Net on encoders of others, where they were measured."""
+    """Networks of other projects, and FASSD-Net on their encoders, if they were measured."""
     title = "Other networks"
     table = others_table(results)
     if table is None:
@@ -405,7 +405,7 @@ def other_networks(results: Collection) -> Section:
 
 
 def others_table(results: Collection) -> Table | None:
-    """Milliseconds of networks of others by every way to run them, and what was published."""
+    """Milliseconds of other projects' networks by every way to run them, and published figures."""
     found = [c for c in results.comparisons() if c.value["job"]["model"] not in VARIANTS]
     if not found:
         return None
@@ -447,7 +447,7 @@ def title_of(model: str) -> str:
 
 
 def over_others(comparison: Figure) -> Cell:
-    """Speed-up over the fastest that is not ours; "differs" beyond what float32 rounds."""
+    """Speed-up over the fastest other way; "differs" beyond float32's rounding."""
     ours, eager = OURS_LOGITS.of(comparison), EAGER.of(comparison)
     peers = [p for p in (way.of(comparison) for way in (EAGER, *PEERS)) if p and agrees(p)]
     if ours is None or eager is None:
@@ -460,7 +460,7 @@ def over_others(comparison: Figure) -> Cell:
 
 
 def pair(comparison: Figure, key: str, form: str, unit: float = 1) -> Cell:
-    """A figure of plain PyTorch and of ours."""
+    """A figure for plain PyTorch and for ours."""
     results = [way.of(comparison) for way in (EAGER, OURS_LOGITS)]
     places = [result.at(key) for result in results if result and result.get(key) is not None]
     text = ", ".join(form.format(unit * place.value) for place in places)
@@ -468,7 +468,7 @@ def pair(comparison: Figure, key: str, form: str, unit: float = 1) -> Cell:
 
 
 def published_rates(comparison: Figure) -> Cell:
-    """What others published, with the device."""
+    """Published figures, with the device."""
     model = comparison.value["job"]["model"]
     found = [each for network in OTHERS if network.model == model for each in network.reports]
     text = "; ".join(f"{each.fps:g} ({each.data}, {each.device})" for each in found)

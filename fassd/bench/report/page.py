@@ -1,6 +1,6 @@
 """A page of sections as HTML, in one file, and as Markdown with pictures beside it.
 
-Every cell carries where its value comes from: a place in a results file, a publication, or a count.
+Every cell carries the origin of its value: a position in a results file, a publication, or a count.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from fassd.bench.report.results import Figure
 __all__ = ["Block", "Cell", "Page", "Picture", "Plot", "Section", "Table", "to_html", "to_markdown"]
 
 INK_MARK, PAPER_MARK = "#010203", "#fdfcfb"
-"""Colours that no figure uses otherwise; in the page they become its own ink and paper."""
+"""Colours that figures do not use otherwise; in the page they become its own ink and paper."""
 
 PIXELS_PER_INCH = 104
-"""Pixels of the page for an inch of a plot: its letters of 10 points are then about as large as the
+"""Pixels of the page per inch of a plot: letters of 10 points are then about as large as the
 page's."""
 
 Entry = TypeVar("Entry")
@@ -37,10 +37,10 @@ class Cell:
     """A cell of a table.
 
     Attributes:
-        text: what the cell shows.
-        where: places that its value was made of: one, or several for a ratio.
-        kind: "measured", "quoted", "counted" or "predicted"; "" for a name.
-        strong: whether it is set in bold.
+        text: text of the cell.
+        where: positions that its value was computed from: one, or several for a ratio.
+        kind: kind of value: "measured", "quoted", "counted" or "predicted"; "" for a name.
+        strong: True for bold text.
     """
 
     text: str = ""
@@ -71,17 +71,17 @@ class Table:
         caption: str = "",
         names: int = 1,
     ) -> Table:
-        """A row for each entry; `columns` makes its cells, or their text alone, by heading."""
+        """A row for each entry; `columns` makes its cells, or only their text, by heading."""
         made = ([make(entry) for make in columns.values()] for entry in entries)
         rows = [tuple(c if isinstance(c, Cell) else Cell(c) for c in cells) for cells in made]
         return cls(tuple(columns), rows, caption, names)
 
     def column(self, index: int) -> list[Figure]:
-        """The places that a column's values come from."""
+        """The positions that a column's values come from."""
         return [where for row in self.rows for where in row[index].where]
 
     def markdown(self, references: References | None = None) -> list[str]:
-        """The caption's and the table's lines; without `references` the headings have no marks."""
+        """Lines of the caption and the table; without `references` the headings have no marks."""
         headings = [heading.replace("\n", " ") for heading in self.headings]
         if references is not None:
             headings = [h + references.text(self.column(i)) for i, h in enumerate(headings)]
@@ -92,14 +92,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure of matplotlib.
+    """A matplotlib figure.
 
     Attributes:
         name: name of its file, without an ending.
-        draw: makes the figure in an ink and on a paper, both names of colours.
+        draw: function that makes the figure in an ink and on a paper, both names of colours.
         text: description for readers who cannot see it.
-        caption: text under it: what, n, spread.
-        where: the results that it was drawn from.
+        caption: text below it: subject, n, spread.
+        where: results that it was drawn from.
     """
 
     name: str
@@ -123,7 +123,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture in pixels: `data` is a JPEG file; the others as in `Plot`."""
+    """A picture in pixels: `data` is a JPEG file; other attributes as in `Plot`."""
 
     name: str
     data: bytes
@@ -149,7 +149,7 @@ Block = Table | Plot | Picture
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: paragraphs, in which `code` is marked by backquotes, then blocks."""
+    """A part of the page: paragraphs, in which backquotes mark `code`, then blocks."""
 
     title: str
     paragraphs: Sequence[str] = ()
@@ -162,7 +162,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """What `fassd report` writes."""
+    """The page that `fassd report` writes."""
 
     title: str
     paragraphs: Sequence[str]
@@ -171,7 +171,7 @@ class Page:
 
 
 class References(dict[str, Figure]):
-    """Sources by their names, numbered in order of their first mention."""
+    """Sources by name, numbered in the order of their first mention."""
 
     def marks(self, wheres: Iterable[Figure]) -> list[int]:
         for where in wheres:
@@ -186,7 +186,7 @@ class References(dict[str, Figure]):
 
 
 def to_html(page: Page) -> str:
-    """The page as one file that asks for no other."""
+    """The page as one file that needs no others."""
     return render("page.html.j2", page)
 
 
@@ -210,13 +210,13 @@ def render(template: str, page: Page) -> str:
 
 
 def inline(text: str) -> Markup:
-    """Escaped text, with backquoted words as code and line breaks kept."""
+    """Escaped text, with backquoted words as code, and line breaks preserved."""
     escaped = html.escape(text).replace("\n", "<br>")
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped))
 
 
 def svg(plot: Plot) -> Markup:
-    """The plot to stand inside the page, in the page's ink, under names of its own."""
+    """The plot for embedding in the page, in the page's ink, with unique names."""
     import matplotlib as mpl
 
     buffer = io.StringIO()
@@ -228,10 +228,10 @@ def svg(plot: Plot) -> Markup:
     drawing = buffer.getvalue()
     drawing = drawing[drawing.index("<svg") :]
     drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.S)
-    # Names are unique in a figure, not on a page that holds several.
+    # Names are unique in a figure, but not on a page with several.
     drawing = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{plot.name}-", drawing)
     drawing = drawing.replace(INK_MARK, "currentColor").replace(PAPER_MARK, "var(--paper)")
-    # Its size in points gives way to the column's width.
+    # The width of the column overrides its size in points.
     drawing = re.sub(r' width="[^"]*pt"', "", drawing, count=1)
     drawing = re.sub(r'<svg([^>]*?) height="[^"]*"', r"<svg\1", drawing)
     label = html.escape(plot.text)

@@ -1,4 +1,4 @@
-"""Results files: what there is, of which machine, and where in a file a figure stands."""
+"""Results files: their kinds, their machines, and the positions of figures in them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ KINDS = {
     "exported": "python -m benchmarks.exported",
     "load": "python -m benchmarks.serve_load",
 }
-"""The key that tells what a results file is, and the command that writes such files."""
+"""Key that identifies the kind of a results file, and the command that writes such files."""
 
 Machine = tuple[str, int, str, str]
-"""Processor, threads, instruction set, device: results of different ones are not mixed."""
+"""Processor, threads, instruction set, device: results of different machines are not mixed."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,12 @@ class ResultsFile:
     """A results file.
 
     Attributes:
-        name: its path as the page shows it, relative to its folder's parent.
-        kind: a key of `KINDS`.
-        content: what it holds.
-        rank: place of its folder among those given; of two results the lower one counts.
-        path: the file.
+        name: path on the page, relative to its folder's parent.
+        kind: key of `KINDS`.
+        content: content of the file.
+        rank: position of its folder among the given ones; of two results the one with the lower
+            rank counts.
+        path: path of the file.
     """
 
     name: str
@@ -50,7 +51,7 @@ class ResultsFile:
 
     @property
     def environment(self) -> Mapping[str, Any]:
-        """Device, versions, threads, date and commit, where the file tells them."""
+        """Device, versions, threads, date and commit, as far as the file contains them."""
         if self.kind == "benchmarks":
             return self.content.get("machine_info", {}).get("fassd", {})
         if self.kind == "items":
@@ -73,7 +74,7 @@ class ResultsFile:
 
     @property
     def description(self) -> str:
-        """The file with its device, threads, versions, date and commit, where it tells them."""
+        """The file with its device, threads, versions, date and commit, as far as known."""
         facts = self.environment
         details = (
             facts.get("device") or facts.get("cpu"),
@@ -92,7 +93,7 @@ class ResultsFile:
 
 @dataclass(frozen=True)
 class Figure:
-    """A place in a results file, or an `origin`: what a cell of a table was made of."""
+    """A position in a results file, or an `origin`: the source of a table's cell."""
 
     source: ResultsFile
     keys: tuple[str | int, ...]
@@ -108,21 +109,21 @@ class Figure:
 
     @property
     def place(self) -> str:
-        """File and place in it, in one line."""
+        """File and position in it, in one line."""
         return f"{self.name}#{self.pointer}" if self.keys else self.name
 
     @property
     def pointer(self) -> str:
-        """The place as a JSON pointer (RFC 6901)."""
+        """The position as a JSON pointer (RFC 6901)."""
         escaped = (str(key).replace("~", "~0").replace("/", "~1") for key in self.keys)
         return "".join(f"/{key}" for key in escaped)
 
     @property
     def value(self) -> Any:
-        """What stands there.
+        """The value at this position.
 
         Raises:
-            LookupError: nothing does.
+            LookupError: there is none.
         """
         found: Any = self.source.content
         for key in self.keys:
@@ -130,11 +131,11 @@ class Figure:
         return found
 
     def at(self, *keys: str | int) -> Figure:
-        """A place below this one."""
+        """A position below this one."""
         return Figure(self.source, (*self.keys, *keys))
 
     def entries(self) -> list[Figure]:
-        """The places of a list's entries."""
+        """The positions of a list's entries."""
         return [self.at(index) for index in range(len(self.value))]
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -144,26 +145,26 @@ class Figure:
 
 
 def origin(text: str) -> Figure:
-    """Where a value that nobody measured here comes from: a publication, or a count."""
+    """Origin of a value that was not measured here: a publication, or a count."""
     return Figure(ResultsFile(text, "", {}), ())
 
 
 @dataclass(frozen=True)
 class Collection:
-    """All results that a page is made from."""
+    """All results for a page."""
 
     sources: tuple[ResultsFile, ...]
 
     def of(self, kind: str) -> Iterator[ResultsFile]:
-        """Files of a kind: nearest folder first, then newest first."""
+        """Files of a kind: the nearest folder first, then the newest file."""
         found = [source for source in self.sources if source.kind == kind]
         found.sort(key=lambda source: source.date, reverse=True)
         yield from sorted(found, key=lambda source: source.rank)
 
     @property
     def machine(self) -> Machine | None:
-        """The machine that the page is about: of the nearest comparison that has networks of this
-        project; of several as near, of the one that has most of them, then of the newest.
+        """The machine of the page: that of the nearest comparison with networks of this project; if
+        several are as near, that of the one with most of them, then of the newest.
         """
 
         def order(source: ResultsFile) -> tuple[bool, int, int]:
@@ -184,28 +185,28 @@ class Collection:
         return list(best.values())
 
     def every_comparison(self) -> Iterator[Figure]:
-        """Comparisons of the page's machine, the nearest and newest file's first."""
+        """Comparisons of the page's machine, those of the nearest and newest file first."""
         for source in self.of("comparisons"):
             if self.is_of_the_page(source):
                 yield from source.at("comparisons").entries()
 
     def first(self, kind: str) -> ResultsFile | None:
-        """The nearest and newest file of a kind that is of the page's processor and device."""
+        """The nearest and newest file of a kind from the page's processor and device."""
         return next((s for s in self.of(kind) if self.is_of_the_page(s)), None)
 
     def is_of_the_page(self, source: ResultsFile) -> bool:
-        """Whether a source is of the page's processor and device; threads may differ."""
+        """True if a source is from the page's processor and device; threads may differ."""
         machine, own = source.machine, self.machine
         return own is not None and (machine[0], machine[3]) == (own[0], own[3])
 
     def comparison(self, model: str, size: tuple[int, int]) -> Figure | None:
-        """The comparison of a network, one picture at a time, on the page's number of threads."""
+        """The comparison of a network, one picture at a time, with the page's number of threads."""
         wanted = (model, *size, 1, self.machine[1] if self.machine else 0)
         return next((c for c in self.comparisons() if job_of(c) == wanted), None)
 
 
 class JobKey(NamedTuple):
-    """What was measured; comparisons with equal ones are of the same job."""
+    """The subject of a measurement; comparisons with equal keys are of the same job."""
 
     model: str
     height: int
@@ -219,7 +220,7 @@ class JobKey(NamedTuple):
 
     @property
     def shape(self) -> str:
-        """The network's input."""
+        """Shape of the network's input."""
         return f"{self.batch}x3x{self.size}"
 
 
@@ -231,12 +232,12 @@ def job_of(comparison: Figure) -> JobKey:
 
 
 def own_networks(source: ResultsFile) -> int:
-    """How many networks of this project a file of comparisons has, by their names alone."""
+    """Number of networks of this project in a file of comparisons, counted by name."""
     return len({part["job"]["model"] for part in source.content["comparisons"]} & VARIANTS.keys())
 
 
 def completeness(comparison: Figure) -> tuple[bool, int]:
-    """Whether plain PyTorch and ours are both there, and how many results of the network are."""
+    """True if both plain PyTorch and ours are included; and the number of the network's results."""
     keys = [r["key"] for r in comparison.value["results"]]
     return {REFERENCE, OURS} <= set(keys), len(keys)
 
@@ -245,8 +246,9 @@ def collect(folders: Sequence[Path], notes: list[str] | None = None) -> Collecti
     """Read every results file below some folders.
 
     Args:
-        folders: the nearest first; one that is not there holds nothing.
-        notes: gets a line for each JSON file that is no results file or cannot be read.
+        folders: folders, the nearest first; a missing one counts as empty.
+        notes: list that gets a line for each JSON file that is not a results file or cannot be
+            read.
     """
     sources = []
     for rank, folder in enumerate(folders):

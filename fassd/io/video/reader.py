@@ -228,7 +228,7 @@ class VideoReader(VideoSource):
         places = {stream.index: place for place, stream in enumerate(self._audio)}
         for packet in self._packets():
             if packet.stream_index in places:
-                self._hear(places[packet.stream_index], packet, audio)
+                self._keep_sound(places[packet.stream_index], packet, audio)
                 if len(audio) == AUDIO_HELD:
                     yield Frame(None, 0, 0, audio)
                     audio = []
@@ -271,7 +271,9 @@ class VideoReader(VideoSource):
                 whole.append(frame)
         return whole
 
-    def _hear(self, place: int, packet: av.Packet, audio: list[tuple[int, av.Packet]]) -> None:
+    def _keep_sound(
+        self, place: int, packet: av.Packet, audio: list[tuple[int, av.Packet]]
+    ) -> None:
         """Keep a packet of sound, unless it came before, or its time is not known yet."""
         if packet.dts is None or self._offset is None or place >= len(self.audio):
             return
@@ -339,7 +341,7 @@ class VideoReader(VideoSource):
 
 
 def _matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
-    """How to turn and mirror the frame: a, b, c, d of its display matrix."""
+    """The frame's rotation and mirroring: a, b, c, d of its display matrix."""
     # `frame.side_data` would keep its result in a cycle, and with it the frame until garbage
     # collection, some hundred frames later: 0.3 GB at 512x1024.
     side: Any = sidedata.SideDataContainer

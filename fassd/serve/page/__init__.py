@@ -23,7 +23,7 @@ FILES = {
 
 
 def add_page(app: FastAPI) -> None:
-    """Serve the page at ``/`` and its files beside it; it loads nothing from elsewhere."""
+    """Serve the page at ``/`` with its files; it loads nothing from other sites."""
     folder = resources.files(__package__)
     for route, (name, kind) in FILES.items():
         app.add_route(
