@@ -43,16 +43,19 @@ LINK = re.compile(r"(!?)\[((?:[^\[\]]|!?\[[^\]]*\]\([^)]*\))*)\]\(([^()\s]+)\)")
 
 
 class Docstrings(griffe.Extension):
-    """Docstrings as Markdown: Sphinx's roles as code, examples in fences."""
+    """Docstrings as Markdown: Sphinx's roles as code, examples in fences, one entry a name."""
 
     ROLE = re.compile(r":\w+:`~?([\w.]+)`")
     EXAMPLE = re.compile(r"((?:^>>> .*\n?)(?:^(?:>>>|\.\.\.) .*\n?)*)", re.M)
+    JOINT = re.compile(r"^( +)(\w+(?:, \w+)+): (.*(?:\n\1 +\S.*)*)", re.M)
+    """`mean, std: ...` in a list of arguments, attributes or errors."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:
             text = self.ROLE.sub(r"`\1`", obj.docstring.value)
-            obj.docstring.value = self.EXAMPLE.sub(
-                lambda match: f"```pycon\n{match[1].rstrip()}\n```\n", text
+            text = self.EXAMPLE.sub(lambda m: f"```pycon\n{m[1].rstrip()}\n```\n", text)
+            obj.docstring.value = self.JOINT.sub(
+                lambda m: "\n".join(f"{m[1]}{name}: {m[3]}" for name in m[2].split(", ")), text
             )
 
 

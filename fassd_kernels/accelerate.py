@@ -94,7 +94,7 @@ def accelerate(
 
     Warns:
         RuntimeWarning: there was nothing to replace or to capture; or, at its first call, a
-        captured module cannot be captured completely.
+            captured module cannot be captured completely.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
