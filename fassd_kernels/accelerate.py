@@ -14,7 +14,7 @@ from fassd.models.aspp import ASPP
 from fassd.models.encoder import Encoder
 from fassd.models.layers import ConvLayer
 from fassd.models.network import FASSDNet
-from fassd_kernels.backends import AUTO
+from fassd_kernels.backends import AUTO, disabled, say_disabled
 from fassd_kernels.checks import FLOATING, MAX_LABELS
 from fassd_kernels.graphs.captured import capture
 from fassd_kernels.modules import (
@@ -92,7 +92,8 @@ def accelerate(
 
     Warns:
         RuntimeWarning: if there was nothing to swap or to capture; at its first call, if a captured
-            module cannot be captured whole.
+            module cannot be captured whole; once, if ``FASSD_KERNELS_DISABLE=1`` lets modules
+            compute by plain PyTorch.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
@@ -100,6 +101,7 @@ def accelerate(
         names = ", ".join(str(accepted) for accepted in FLOATING)
         raise TypeError(f"dtype is {dtype}; expected None or one of {names}")
     check_output(model, output, measure)
+    say_disabled()
     if not inplace:
         model = copy.deepcopy(model)
     if dtype is not None:
@@ -124,7 +126,7 @@ def accelerate(
             RuntimeWarning,
             stacklevel=2,
         )
-    else:
+    elif not disabled():
         # The fused modules answer in channels_last. Convolutions that stay as they are do so too
         # with such inputs, and nothing between them is laid out anew.
         first = next(m for m in fused.modules() if isinstance(m, (Fused, nn.Conv2d)))

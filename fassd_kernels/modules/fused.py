@@ -14,7 +14,14 @@ from torch.nn import functional as F
 
 from fassd_kernels import ops
 from fassd_kernels.autocast import autocasts, convert
-from fassd_kernels.backends import AUTO, BackendError, backends, choose, constant_result
+from fassd_kernels.backends import (
+    AUTO,
+    check_available,
+    choose,
+    constant_result,
+    disabled,
+    meant,
+)
 from fassd_kernels.checks import check_storage
 from fassd_kernels.choices import NOTHING, shape_key
 from fassd_kernels.modules.snapshot import (
@@ -69,7 +76,8 @@ class Fused(nn.Module):
     The kernels get the weights in their own order too (:func:`reference.pack_weight`), packed
     once along with the folding.
 
-    The reference's ``forward`` runs instead in training mode, where batch statistics forbid
+    The reference's ``forward`` runs instead where the kernels are disabled
+    (:func:`fassd_kernels.backends.disabled`); in training mode, where batch statistics forbid
     folding (on a CPU, each batch norm and the activation behind it are one operator there:
     :mod:`fassd_kernels.modules.training`); where a submodule carries hooks, which a fused operator
     would pass by; where a part was exchanged for another kind, or has a ``forward``,
@@ -160,8 +168,7 @@ class Fused(nn.Module):
         why = cls.mismatch(module)
         if why:
             raise TypeError(f"{type(module).__name__} cannot become {cls.__name__}: {why}")
-        if backend != AUTO and not backends()[backend].available:
-            raise BackendError(f"backend {backend!r}: {backends()[backend].reason}")
+        check_available(backend)
         fused = cls.__new__(cls)
         fused.__dict__.update(module.__dict__)
         fused.backend = backend
@@ -182,12 +189,13 @@ class Fused(nn.Module):
             return super().forward(x)
         self.repack()  # batch norms may edit their statistics without counting it
         # What has hooks, or is not on the CPU, is seen where it is computed.
-        with kernels_used(self.training and self.backend in (AUTO, "cpu") and not transforming()):
+        used = self.training and meant(self.backend) in (AUTO, "cpu")
+        with kernels_used(used and not transforming()):
             return super().forward(x)
 
     def prepare(self, x: Tensor) -> tuple[Tensor, Packed] | None:
         """The input in the type to compute in, and fresh weights; None where it cannot be fused."""
-        if self.training:
+        if self.training or disabled():
             return None
         traced = is_traced()
         now = None if traced else self.known()
@@ -316,10 +324,13 @@ class Fused(nn.Module):
 
     def extra_repr(self) -> str:
         device = next(self.parameters()).device
-        backend = self.backend
-        if backend == AUTO:
-            chosen = choose(AUTO, device, self.operator, True, self.lead_weight().dtype)
-            backend = f"{AUTO} ({chosen})"
+        backend, wanted = self.backend, meant(self.backend)
+        if wanted == AUTO:
+            wanted = choose(AUTO, device, self.operator, True, self.lead_weight().dtype)
+        if disabled():
+            wanted = "disabled"
+        if wanted != backend:
+            backend = f"{backend} ({wanted})"
         mine = f"backend={backend}, dtype={self.lead_weight().dtype}"
         return ", ".join(filter(None, (super().extra_repr(), mine)))
 
