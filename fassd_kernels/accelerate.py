@@ -14,7 +14,7 @@ from fassd.models.aspp import ASPP
 from fassd.models.encoder import Encoder
 from fassd.models.layers import ConvLayer
 from fassd.models.network import FASSDNet
-from fassd_kernels.backends import AUTO, disabled, say_disabled
+from fassd_kernels.backends import AUTO, check_available, disabled, say_disabled
 from fassd_kernels.checks import FLOATING, MAX_LABELS
 from fassd_kernels.graphs.captured import capture
 from fassd_kernels.modules import (
@@ -102,6 +102,7 @@ def accelerate(
         raise TypeError(f"dtype is {dtype}; expected None or one of {names}")
     check_output(model, output, measure)
     say_disabled()
+    check_available(backend)
     if not inplace:
         model = copy.deepcopy(model)
     if dtype is not None:

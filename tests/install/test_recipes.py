@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from install.wheels import ROOT
+from install.installed import SEARCH
+from install.wheels import FILES, FOLDERS, ROOT
 
 PAGE = ROOT / "docs" / "environment.md"
 PACKAGES = ("fassd", "fassd_kernels", "csrc", "build_backend")
@@ -75,7 +76,7 @@ def test_wheels_are_built_for_two_kinds_of_processor() -> None:
     [("hadolint", "docker/*.Dockerfile"), ("actionlint", ".github/workflows/*.yml")],
 )
 def test_recipes_pass_their_linter(linter: str, files: str) -> None:
-    program = shutil.which(linter) or shutil.which(linter, path=str(Path(sys.executable).parent))
+    program = shutil.which(linter, path=SEARCH)
     if program is None:
         pytest.skip(f"{linter} is not installed")
     found = sorted(map(str, ROOT.glob(files)))
@@ -86,7 +87,5 @@ def test_recipes_pass_their_linter(linter: str, files: str) -> None:
 
 def test_images_copy_what_a_build_needs() -> None:
     """.dockerignore lets through what a source copy for pip is made of."""
-    from install.wheels import FILES, FOLDERS
-
     kept = re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(), re.M)
     assert sorted(kept) == sorted((*FILES, *FOLDERS))

@@ -181,6 +181,8 @@ def test_a_backend_that_cannot_run_says_who_asked(switch: Switch) -> None:
     if not backends()["cuda"].available:
         with pytest.raises(BackendError, match=r"'cuda' \(FASSD_KERNELS_BACKEND\): \S+"):
             fassd_kernels.accelerate(network())
+        with pytest.raises(BackendError, match=r"'cuda' \(FASSD_KERNELS_BACKEND\): \S+"):
+            fassd_kernels.accelerate(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)))
 
 
 @pytest.mark.parametrize(
