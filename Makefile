@@ -5,6 +5,7 @@
 # make ptx         the CUDA and Triton kernels without a GPU: their PTX, executed and watched
 # make cuda-architectures   the CUDA kernels compiled for every architecture, held to their budget
 # make oldest-torch  the sources compiled against the oldest torch, which is downloaded
+# make wheels      the wheel: its audit, and conformance beside two PyTorches, which are downloaded
 # make isa         the conformance suite on every instruction set that this CPU has
 # make sanitize    the same under AddressSanitizer and UndefinedBehaviorSanitizer
 # make slow        the tests that take minutes: eight scenes learnt by heart on the CPU
@@ -34,7 +35,7 @@ UBSAN := $(filter /%,$(shell $(CXX) -print-file-name=libubsan.so))
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard build_backend/*.py csrc/* csrc/*/*)
 CXX_SOURCES := $(wildcard examples/cpp/*.cpp csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test triton ptx ptx-count ptx-calibrate ptx-networks cuda-architectures oldest-torch isa sanitize score slow lint docs format gpu-report gpu-carry clean
+.PHONY: demo test triton ptx ptx-count ptx-calibrate ptx-networks cuda-architectures oldest-torch wheels isa sanitize score slow lint format gpu-report gpu-carry clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fassd demo -o demo
@@ -120,6 +121,11 @@ cuda-architectures: $(VENV)/.developing
 # asks for no symbol that its libraries lack.
 oldest-torch: $(VENV)/.developing
 	PYTHONPATH=tests:. $(BIN)/python -m install.oldest_torch
+
+# One binary, installed beside the PyTorch that the make targets install and beside a later one with
+# CUDA. EVERY: one row in so many of the conformance tables.
+wheels: $(VENV)/.developing
+	PYTHONPATH=tests:. $(BIN)/python -m install.installed --every $(if $(filter 1,$(EVERY)),16,$(EVERY))
 
 # Gradients are PyTorch's of the reference, whichever kernels compute the results. Each worker has
 # a core; what several threads do has tests that ask for them.

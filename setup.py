@@ -13,8 +13,10 @@ Everything else about the package is in pyproject.toml. Environment:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -22,7 +24,10 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
+import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from setuptools import setup
@@ -31,17 +36,27 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).parent
 # The binary uses no newer part of the stable ABI than torch 2.11's, so it loads in every later one.
 TORCH_TARGET = "0x020b000000000000"
-STANDARD = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wall"]
-# Error messages name the source file, not the folder that it was built in.
-STANDARD += [f"-fmacro-prefix-map={ROOT}/="]
+WINDOWS = sys.platform == "win32"
+if WINDOWS:
+    # The vectors of csrc/cpu are Clang's and GCC's, so of Windows' compilers only clang-cl serves.
+    COMPILER, STANDARD = "clang-cl", ["/std:c++17", "/O2", "/EHsc"]
+else:
+    # GCC and Clang, on Linux and macOS. Error messages name the source file, not the folder that it
+    # was built in.
+    COMPILER, STANDARD = "c++", ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wall"]
+    STANDARD += [f"-fmacro-prefix-map={ROOT}/="]
 SANITIZE = []
 if os.environ.get("FASSD_KERNELS_SANITIZE", "0") not in ("", "0"):
     # A finding ends the process; line numbers, not all the debugger wants. The kernels run as fast
     # as with -O3, what they are checked with being what takes its time, and compile faster.
     SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1", "-O1"]
-# Turing, Ampere (server, workstation, Jetson Orin), Ada, Hopper, Blackwell (server, workstation);
-# the PTX of the last serves what comes after.
-DEFAULT_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "12.0")
+# Turing, Ampere (server, workstation, Jetson Orin), Ada, Hopper, Blackwell (server, workstation):
+# those that the kernels are tested for.
+ARCHITECTURES = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "12.0")
+# What is built where no GPU is seen; the PTX of the last serves what comes after. GPUs of 8.6 and
+# 8.9 run the code for 8.0, whose instructions are theirs. A Jetson does not.
+DEFAULT_ARCHITECTURES = ("7.5", "8.0", "9.0", "10.0", "12.0")
+JETSON = "8.7"
 
 
 def first_line(text: str) -> str:
@@ -49,7 +64,7 @@ def first_line(text: str) -> str:
 
 
 def compiler() -> str:
-    return os.environ.get("CXX", "c++")
+    return os.environ.get("CXX", COMPILER)
 
 
 def compiler_version() -> str:
@@ -66,7 +81,7 @@ def compiler_missing() -> str:
         source = Path(folder, "probe.cpp")
         source.write_text("#include <Python.h>\n#include <optional>\nstd::optional<int> probe;\n")
         includes = {sysconfig.get_path(name) for name in ("include", "platinclude")}
-        command = [*shlex.split(compiler()), "-std=c++17", "-c", str(source), "-o", os.devnull]
+        command = [*shlex.split(compiler()), STANDARD[0], "-c", str(source), "-o", os.devnull]
         try:
             probe = subprocess.run(
                 [*command, *(f"-I{path}" for path in includes)], capture_output=True, text=True
@@ -140,19 +155,30 @@ def nvcc_version() -> str:
 
 def seen_architectures() -> list[str]:
     """Compute capabilities of the GPUs of this machine, whether or not torch can use them."""
+    import torch
+
     try:
         query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
         found = subprocess.run(query, capture_output=True, text=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError):
-        return []
-    return sorted({cap for cap in found.split() if re.fullmatch(r"\d+\.\d+", cap)}, key=float)
+        found = ""
+    seen = {cap for cap in found.split() if re.fullmatch(r"\d+\.\d+", cap)}
+    if not seen and torch.cuda.is_available():  # where nvidia-smi is missing or does not say
+        devices = range(torch.cuda.device_count())
+        seen = {"{}.{}".format(*torch.cuda.get_device_capability(device)) for device in devices}
+    return sorted(seen, key=float)
+
+
+def default_architectures() -> list[str]:
+    """What to build for where no GPU is seen."""
+    release = [int(part) for part in re.findall(r"\d+", nvcc_version())[:2]] or [0, 0]
+    wanted = [*DEFAULT_ARCHITECTURES, *([JETSON] if platform.machine() == "aarch64" else [])]
+    return [arch for arch in sorted(wanted, key=float) if float(arch) < 10 or release >= [12, 8]]
 
 
 def architectures() -> str:
     """The value of TORCH_CUDA_ARCH_LIST to build for."""
-    release = [int(part) for part in re.findall(r"\d+", nvcc_version())[:2]] or [0, 0]
-    known = [arch for arch in DEFAULT_ARCHITECTURES if float(arch) < 10 or release >= [12, 8]]
-    return ";".join(seen_architectures() or known) + "+PTX"
+    return ";".join(seen_architectures() or default_architectures()) + "+PTX"
 
 
 def sources(*patterns: str) -> list[str]:
@@ -173,6 +199,7 @@ def cpu_extension():
         define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET)],
         extra_compile_args={"cxx": STANDARD + SANITIZE},
         extra_link_args=SANITIZE,
+        export_symbols=["fassd_kernels_checksum"] if WINDOWS else [],
         py_limited_api=True,
     )
 
@@ -180,7 +207,8 @@ def cpu_extension():
 def cuda_extension():
     from torch.utils.cpp_extension import CppExtension, include_paths, library_paths
 
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", architectures())
+    if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        os.environ["TORCH_CUDA_ARCH_LIST"] = architectures()
     # libtorch depends on libtorch_cuda where there is one, and is kept as a dependency although no
     # symbol of its own is used: so the same binary loads in every CUDA build of torch, and links
     # where torch has no CUDA. The CUDA runtime is linked statically for the same reason.
@@ -212,6 +240,53 @@ def cuda_extension():
     )
 
 
+def say(line: str) -> None:
+    """Show progress, to the terminal if there is one: pip keeps what is printed to itself."""
+    try:
+        with open("/dev/tty", "w") as terminal:
+            terminal.write(f"\r{line}\x1b[K\n")
+    except OSError:
+        print(line, flush=True)
+
+
+def written(objects: dict[Path, str]) -> dict[Path, float]:
+    """When objects were last written, of those that there are."""
+    return {path: path.stat().st_mtime for path in objects if path.exists()}
+
+
+@contextlib.contextmanager
+def progress(name: str, objects: dict[Path, str]) -> Iterator[None]:
+    """Says which sources of an extension have been compiled, and after how long, as it is built.
+
+    Args:
+        name: of the extension.
+        objects: its object files, and the sources that they are made of.
+    """
+    start, done, before = time.monotonic(), threading.Event(), written(objects)
+    told: set[Path] = set()
+
+    def look() -> None:
+        now = written(objects)
+        for path in sorted(now.keys() - told):
+            if now[path] != before.get(path):
+                told.add(path)
+                took = f"{time.monotonic() - start:.0f} s"
+                say(f"{name}: {len(told)} of {len(objects)} compiled, {took}: {objects[path]}")
+
+    def watch() -> None:
+        while not done.wait(1):
+            look()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+        look()
+
+
 def plan() -> tuple[list, dict, dict[str, str]]:
     """Extensions, command classes, and the record that ``fassd_kernels.backends()`` reads."""
     record = {"compiler": compiler_version()}
@@ -224,13 +299,26 @@ def plan() -> tuple[list, dict, dict[str, str]]:
     import torch
     from torch.utils.cpp_extension import BuildExtension
 
+    class build_extensions(BuildExtension):
+        """PyTorch's, which says what it has compiled."""
+
+        def build_extension(self, ext) -> None:
+            objects = {
+                Path(self.build_temp, source).with_suffix(".o"): source for source in ext.sources
+            }
+            if ext.name.endswith("_cuda"):
+                listed = os.environ["TORCH_CUDA_ARCH_LIST"]
+                say(f"{ext.name}: for compute capability {listed} (TORCH_CUDA_ARCH_LIST)")
+            with progress(ext.name, objects):
+                super().build_extension(ext)
+
     record |= {"torch": torch.__version__, "nvcc": nvcc_version()}
     extensions = [cpu_extension()]
     record["cuda_missing"] = cuda_missing()
     if not record["cuda_missing"]:
         extensions.append(cuda_extension())
         record["architectures"] = os.environ["TORCH_CUDA_ARCH_LIST"]
-    return extensions, {"build_ext": BuildExtension}, record
+    return extensions, {"build_ext": build_extensions}, record
 
 
 class build_package(build_py):

@@ -14,7 +14,7 @@ from fassd.models.aspp import ASPP
 from fassd.models.encoder import Encoder
 from fassd.models.layers import ConvLayer
 from fassd.models.network import FASSDNet
-from fassd_kernels.backends import AUTO
+from fassd_kernels.backends import AUTO, check_available, disabled, say_disabled
 from fassd_kernels.checks import FLOATING, MAX_LABELS
 from fassd_kernels.graphs.captured import capture
 from fassd_kernels.modules import (
@@ -93,8 +93,9 @@ def accelerate(
         BackendError: `backend` is unknown or not available; the message says why.
 
     Warns:
-        RuntimeWarning: there was nothing to replace or to capture; or, at its first call, a
-            captured module cannot be captured completely.
+        RuntimeWarning: if there was nothing to swap or to capture; at its first call, if a captured
+            module cannot be captured whole; once, if ``FASSD_KERNELS_DISABLE=1`` lets modules
+            compute by plain PyTorch.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
@@ -102,6 +103,8 @@ def accelerate(
         names = ", ".join(str(accepted) for accepted in FLOATING)
         raise TypeError(f"dtype is {dtype}; expected None or one of {names}")
     check_output(model, output, measure)
+    say_disabled()
+    check_available(backend)
     if not inplace:
         model = copy.deepcopy(model)
     if dtype is not None:
@@ -126,9 +129,9 @@ def accelerate(
             RuntimeWarning,
             stacklevel=2,
         )
-    else:
-        # The fused modules return channels_last. Convolutions that were not replaced do the same
-        # with such inputs, so that nothing between them is converted.
+    elif not disabled():
+        # The fused modules answer in channels_last. Convolutions that stay as they are do so too
+        # with such inputs, and nothing between them is laid out anew.
         first = next(m for m in fused.modules() if isinstance(m, (Fused, nn.Conv2d)))
         lays_out = isinstance(fused, FusedNetwork) and isinstance(fused.base, Encoder)
         if not isinstance(first, Fused) and first.weight.is_cpu and not lays_out:

@@ -11,6 +11,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import json
+import os
 import platform
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,6 +28,8 @@ from fassd_kernels.triton import availability
 from fassd_kernels.triton.device import INTERPRETED
 
 AUTO = "auto"
+BACKEND_VARIABLE = "FASSD_KERNELS_BACKEND"
+DISABLE_VARIABLE = "FASSD_KERNELS_DISABLE"
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -219,7 +222,10 @@ def facts() -> dict[str, str]:
     except importlib.metadata.PackageNotFoundError:
         version = "not installed (run from the source tree)"
     cuda = f", CUDA {torch.version.cuda}" if torch.version.cuda else ", CPU only"
+    variables = (BACKEND_VARIABLE, DISABLE_VARIABLE)
+    switched = {name: os.environ[name] for name in variables if os.environ.get(name)}
     return {
+        **switched,
         "fassd-net": version,
         "python": f"{platform.python_version()} on {platform.machine()}",
         "triton": triton_version(),
@@ -246,6 +252,54 @@ def constant_result(function: Function) -> Function:
     return function
 
 
+@functools.cache
+def switches() -> tuple[bool, str]:
+    """What the environment says of all modules at once; read once, when it is first asked for.
+
+    Returns:
+        Whether ``FASSD_KERNELS_DISABLE`` lets them compute by plain PyTorch, and the backend that
+        ``FASSD_KERNELS_BACKEND`` makes of ``auto``.
+
+    Raises:
+        BackendError: a variable has none of its values.
+    """
+    off, backend = os.environ.get(DISABLE_VARIABLE, ""), os.environ.get(BACKEND_VARIABLE, "")
+    if off not in ("", "0", "1"):
+        raise BackendError(f"{DISABLE_VARIABLE} is {off!r}; expected 0, 1 or nothing")
+    known = [AUTO, *(each.name for each in backends())]
+    if backend not in ("", *known):
+        raise BackendError(f"{BACKEND_VARIABLE} is {backend!r}; expected one of {', '.join(known)}")
+    return off == "1", backend or AUTO
+
+
+@constant_result
+def disabled() -> bool:
+    """Whether all modules compute by plain PyTorch, as ``FASSD_KERNELS_DISABLE=1`` asks."""
+    return switches()[0]
+
+
+@constant_result
+def meant(name: str) -> str:
+    """The backend that a module's ``backend`` stands for: of ``auto``, what the environment makes
+    of it; where all is :func:`disabled`, the reference."""
+    off, backend = switches()
+    if off:
+        return "reference"
+    return backend if name == AUTO else name
+
+
+def described(name: str) -> str:
+    """The backend that a module's ``backend`` stands for, and who asked for it, for an error."""
+    return f"backend {meant(name)!r}" + (f" ({BACKEND_VARIABLE})" if name == AUTO else "")
+
+
+def check_available(name: str) -> None:
+    """Raise BackendError where the backend that a module insists on is unknown or missing."""
+    wanted = meant(name)
+    if wanted != AUTO and not backends()[wanted].available:
+        raise BackendError(f"{described(name)}: {backends()[wanted].reason}")
+
+
 @constant_result
 def choose(
     name: str,
@@ -257,8 +311,9 @@ def choose(
 ) -> str:
     """Choose the backend that runs `operator` on tensors of a device.
 
-    Among the possible ones, ``auto`` takes the one that was fastest for such a call in measurements
-    on this GPU (:mod:`fassd_kernels.choices`), or without measurements the first of the table.
+    Of those that can, ``auto`` takes the one that was measured to be fastest for such a call on
+    this GPU (:mod:`fassd_kernels.choices`), and where nothing was measured the first of the table;
+    or, where the environment says what it means (:func:`meant`), that one.
 
     Args:
         name: name of a backend, or ``auto``.
@@ -274,11 +329,12 @@ def choose(
     """
     place = torch.device(device)
     table = backends()
-    if name != AUTO:
-        reason = refusal(table[name], place, operator, dtype)
+    wanted = meant(name)
+    if wanted != AUTO:
+        reason = refusal(table[wanted], place, operator, dtype)
         if reason:
-            raise BackendError(f"backend {name!r} cannot run {operator} on {place}: {reason}")
-        return name
+            raise BackendError(f"{described(name)} cannot run {operator} on {place}: {reason}")
+        return wanted
     able = [b.name for b in table if not refusal(b, place, operator, dtype)]
     best = (choices.best(place, key, able) if key else None) or able[0]
     if best == "reference" and not quiet:
@@ -316,3 +372,14 @@ def say_fallback(device: torch.device, operator: str, dtype: torch.dtype | None 
         RuntimeWarning,
         stacklevel=3,
     )
+
+
+@functools.cache
+def say_disabled() -> None:
+    """Say, once, that no kernels are used, where that is so."""
+    if disabled():
+        warnings.warn(
+            f"fassd_kernels: {DISABLE_VARIABLE}=1: modules compute by plain PyTorch",
+            RuntimeWarning,
+            stacklevel=3,
+        )

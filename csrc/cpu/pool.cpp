@@ -96,8 +96,9 @@ class Pool {
       }
       data = take(bytes);
     }
-    if (data == nullptr && posix_memalign(&data, line, bytes) != 0) {
-      STD_TORCH_CHECK(false, "fassd_kernels: not enough memory for ", bytes, " bytes");
+    if (data == nullptr) {
+      data = ::operator new(bytes, std::align_val_t(line), std::nothrow);
+      STD_TORCH_CHECK(data != nullptr, "fassd_kernels: not enough memory for ", bytes, " bytes");
     }
     if (poison_) {
       std::memset(data, 0xff, wanted);
@@ -109,7 +110,7 @@ class Pool {
     const std::lock_guard<std::mutex> guard(mutex_);
     const auto found = used_.find(data);
     if (found == used_.end()) {
-      std::free(data);
+      ::operator delete(data, std::align_val_t(line));
       return;
     }
     int64_t begin = static_cast<char*>(data) - base_, bytes = found->second;

@@ -183,12 +183,14 @@ class Exporter:
     def _network(self) -> tuple[nn.Module, str | None]:
         """The network to trace, and the backend that it calls."""
         import fassd_kernels
+        from fassd_kernels.backends import meant
 
         request, missing = self.request, fassd_kernels.ops.CPU_MISSING
         # OpenVINO narrows the weights itself, TensorRT as it likes; int8 starts in float32.
         kept = request.dtype == "int8" or request.format in ("openvino", "tensorrt")
         dtype = torch.float32 if kept else getattr(torch, request.dtype)
-        fused = FORMATS[request.format].is_program and request.backend != "reference"
+        wanted = meant(request.backend)
+        fused = FORMATS[request.format].is_program and wanted != "reference"
         source = reparameterize(copy.deepcopy(self.source))
         if fused and missing is not None and request.backend != "auto":
             raise ExportError(f"the C++ operators are missing ({missing}): --backend reference")

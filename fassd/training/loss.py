@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fassd.io.palette import IGNORE
+from fassd_kernels.backends import AUTO, meant
 from fassd_kernels.ops import CPU_MISSING
 
 CACHED_ROWS = 8192  # rows of pixels per piece: in float32 logits and softmax take 0.6 MB each
@@ -281,7 +282,8 @@ class _PixelLosses(torch.autograd.Function):
 def _is_compiled_for(logits: Tensor) -> bool:
     """True if the C++ operators take the logits: on a CPU, with pixels contiguous."""
     adjacent = logits.is_contiguous(memory_format=torch.channels_last)
-    return CPU_MISSING is None and logits.is_cpu and adjacent and logits.numel() > 0
+    wanted = CPU_MISSING is None and meant(AUTO) in (AUTO, "cpu")
+    return wanted and logits.is_cpu and adjacent and logits.numel() > 0
 
 
 Piece = slice | Tensor

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fassd_kernels.backends import AUTO, choose
+from fassd_kernels.backends import AUTO, choose, meant
 from fassd_kernels.graphs.fusing import fuse
 from fassd_kernels.graphs.mutation import make_functional
 from fassd_kernels.graphs.steps import Packing
@@ -58,6 +58,8 @@ def reason_against(tensors: Sequence[Tensor]) -> str:
     (device,) = devices
     if torch.is_autocast_enabled(device):
         return "autocast is on"
+    if meant(AUTO) == "reference":
+        return "the environment asks for plain PyTorch"
     if choose(AUTO, device, "conv_act", quiet=True) == "reference":
         return f"there are no kernels for {device}"
     return ""

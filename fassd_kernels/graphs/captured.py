@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fassd_kernels.backends import disabled
 from fassd_kernels.modules.fused import Fused, exports_onnx, is_traced, transforming
 from fassd_kernels.modules.snapshot import Snapshot, hooked_globally, replaced_forward
 
@@ -21,8 +22,8 @@ class Captured(nn.Module):
     In eval mode ``forward`` runs the graphs that Dynamo captures of it on the fused operators
     (:func:`fassd_kernels.graphs.compile_graph`); another shape, setting or attribute gets another
     graph. Parameters, state dict, hooks and mode are the module's own. The module's own ``forward``
-    runs in training mode; if a part carries hooks, which a fused operator would bypass; and inside
-    another compiler, tracer, exporter or ``torch.func`` transform.
+    runs in training mode; where the kernels are disabled; where a part carries hooks, which a fused
+    operator would pass by; inside another compiler, tracer, exporter or ``torch.func`` transform.
     """
 
     original: type[nn.Module]
@@ -56,7 +57,7 @@ class Captured(nn.Module):
         return self.original.forward(self, *inputs, **keywords)
 
     def runs_as_written(self, *inputs: Any) -> bool:
-        if self.training or is_traced() or exports_onnx() or transforming():
+        if self.training or disabled() or is_traced() or exports_onnx() or transforming():
             return True
         return hooked_globally() or any(isinstance(each, torch.fx.Proxy) for each in inputs)
 

@@ -14,7 +14,14 @@ from torch.nn import functional as F
 
 from fassd_kernels import ops
 from fassd_kernels.autocast import autocasts, convert
-from fassd_kernels.backends import AUTO, BackendError, backends, choose, constant_result
+from fassd_kernels.backends import (
+    AUTO,
+    check_available,
+    choose,
+    constant_result,
+    disabled,
+    meant,
+)
 from fassd_kernels.checks import check_storage
 from fassd_kernels.choices import NOTHING, shape_key
 from fassd_kernels.modules.snapshot import (
@@ -68,16 +75,17 @@ class Fused(nn.Module):
     The kernels also get the weights in their own order (:func:`reference.pack_weight`), packed once
     along with the folding.
 
-    The reference's ``forward`` runs instead: in training mode, where batch statistics forbid
-    folding (on a CPU, each batch norm and its activation are then one operator:
-    :mod:`fassd_kernels.modules.training`); if a submodule carries hooks, which a fused operator
-    would bypass; if a part was replaced by another kind, or has a ``forward``, ``_conv_forward`` or
-    ``weight`` that is not its class's, whether it is the part's own, a subclass's, or was assigned
-    to a class of PyTorch or of this project; inside ``torch.func`` transforms and forward-mode AD;
-    and in ``torch.onnx.export`` and ``torch.fx.symbolic_trace``, so that their graphs only contain
-    standard operators. Two changes are not noticed: methods that are assigned to another project's
-    class after its modules were fused, and methods that are replaced in a compiled or exported
-    module.
+    The reference's ``forward`` runs instead where the kernels are disabled
+    (:func:`fassd_kernels.backends.disabled`); in training mode, where batch statistics forbid
+    folding (on a CPU, each batch norm and the activation behind it are one operator there:
+    :mod:`fassd_kernels.modules.training`); where a submodule carries hooks, which a fused operator
+    would pass by; where a part was exchanged for another kind, or has a ``forward``,
+    ``_conv_forward`` or ``weight`` that is not its class's, be it the part's own, a subclass's, or
+    put into a class of PyTorch or of this project; inside ``torch.func`` transforms and
+    forward-mode AD; and in ``torch.onnx.export`` and ``torch.fx.symbolic_trace``, whose graphs then
+    hold standard operators alone. Not noticed
+    are methods that are put into somebody else's class once its modules were taken over, and, in a
+    compiled or exported module, methods that are replaced later.
 
     Attributes:
         backend: ``auto`` or a name from :func:`fassd_kernels.backends`.
@@ -159,8 +167,7 @@ class Fused(nn.Module):
         why = cls.mismatch(module)
         if why:
             raise TypeError(f"{type(module).__name__} cannot become {cls.__name__}: {why}")
-        if backend != AUTO and not backends()[backend].available:
-            raise BackendError(f"backend {backend!r}: {backends()[backend].reason}")
+        check_available(backend)
         fused = cls.__new__(cls)
         fused.__dict__.update(module.__dict__)
         fused.backend = backend
@@ -180,13 +187,14 @@ class Fused(nn.Module):
         if is_traced():
             return super().forward(x)
         self.repack()  # batch norms may edit their statistics without counting it
-        # Hooks, and modules that are not on the CPU, are noticed where it computes.
-        with kernels_used(self.training and self.backend in (AUTO, "cpu") and not transforming()):
+        # What has hooks, or is not on the CPU, is seen where it is computed.
+        used = self.training and meant(self.backend) in (AUTO, "cpu")
+        with kernels_used(used and not transforming()):
             return super().forward(x)
 
     def prepare(self, x: Tensor) -> tuple[Tensor, Packed] | None:
-        """The input in the type to compute in, and fresh weights; None if it cannot be fused."""
-        if self.training:
+        """The input in the type to compute in, and fresh weights; None where it cannot be fused."""
+        if self.training or disabled():
             return None
         traced = is_traced()
         now = None if traced else self.known()
@@ -315,10 +323,13 @@ class Fused(nn.Module):
 
     def extra_repr(self) -> str:
         device = next(self.parameters()).device
-        backend = self.backend
-        if backend == AUTO:
-            chosen = choose(AUTO, device, self.operator, True, self.lead_weight().dtype)
-            backend = f"{AUTO} ({chosen})"
+        backend, wanted = self.backend, meant(self.backend)
+        if wanted == AUTO:
+            wanted = choose(AUTO, device, self.operator, True, self.lead_weight().dtype)
+        if disabled():
+            wanted = "disabled"
+        if wanted != backend:
+            backend = f"{backend} ({wanted})"
         mine = f"backend={backend}, dtype={self.lead_weight().dtype}"
         return ", ".join(filter(None, (super().extra_repr(), mine)))
 

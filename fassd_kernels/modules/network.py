@@ -17,7 +17,7 @@ from fassd.models.network import FASSDNet
 from fassd.models.preprocess import preprocessing_of
 from fassd_kernels import ops
 from fassd_kernels.autocast import convert
-from fassd_kernels.backends import AUTO, choose
+from fassd_kernels.backends import AUTO, choose, disabled, meant
 from fassd_kernels.checks import MAX_LABELS
 from fassd_kernels.choices import shape_key
 from fassd_kernels.modules.conv import (
@@ -109,7 +109,7 @@ class FusedNetwork(FASSDNet):
             x = self.cast(x)
             if is_traced() or transforming():
                 return super().forward(x)
-            with kernels_used(self.training and self.backend in (AUTO, "cpu")):
+            with kernels_used(self.training and meant(self.backend) in (AUTO, "cpu")):
                 return super().forward(x)
         scores, size = self.scores(x), (x.shape[2], x.shape[3])
         return resize(scores, size) if unfused() else self.run("upsample", scores, size)
@@ -297,8 +297,8 @@ def labels_of(logits: Tensor, measure: Measure | None = None, temperature: float
 
 
 def unfused() -> bool:
-    """True if resizing must be PyTorch's own: torch.jit.trace turns sizes into tensors."""
-    return transforming() or torch.jit.is_tracing() or exports_onnx()
+    """Whether resizing has to be PyTorch's own: torch.jit.trace makes tensors of sizes."""
+    return disabled() or transforming() or torch.jit.is_tracing() or exports_onnx()
 
 
 def is_hooked(module: nn.Module) -> bool:

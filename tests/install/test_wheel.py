@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from pathlib import Path
 
 import pytest
+from install.installed import SEARCH, repaired
 from install.wheels import ROOT, Built, pip_wheel, source_copy
 
 TRY_IT = """
@@ -27,21 +30,27 @@ print(fassd_kernels.backends())
 """
 
 
-def run_from(built: Built) -> str:
-    """Try the unpacked wheel in a process that sees this environment's torch, not the sources."""
+def in_wheel(built: Built, code: str, *arguments: str, folder: Path | None = None) -> str:
+    """What code prints in a process that sees the wheel and this environment's torch alone."""
     # -S: an editable install of this package would otherwise lend the wheel its extensions.
     path = os.pathsep.join([str(built.contents), sysconfig.get_path("purelib")])
     result = subprocess.run(
-        [sys.executable, "-S", "-c", TRY_IT],
+        [sys.executable, "-S", "-c", code, *arguments],
         capture_output=True,
         text=True,
-        cwd=built.contents,
+        cwd=folder or built.contents,
         env={**os.environ, "PYTHONPATH": path},
         timeout=300,
     )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith(str(built.contents)), "the wheel was not what was tried"
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr
     return result.stdout
+
+
+def run_from(built: Built) -> str:
+    """The report of the unpacked wheel, and before it that a network runs in it."""
+    printed = in_wheel(built, TRY_IT)
+    assert printed.startswith(str(built.contents)), "the wheel was not what was tried"
+    return printed
 
 
 def undefined_symbols(library: Path) -> list[str]:
@@ -71,6 +80,35 @@ def test_wheel_serves_every_later_python(built: Built) -> None:
 
 def test_wheel_works(built: Built) -> None:
     assert re.search(r"^cpu +available: C\+\+", run_from(built), re.M)
+
+
+def test_progress_is_shown(built: Built) -> None:
+    compiled = re.findall(
+        r"fassd_kernels._C: (\d+) of (\d+) compiled, \d+ s: csrc/", built.compile_log
+    )
+    assert [int(k) for k, _ in compiled] == list(range(1, int(compiled[-1][1]) + 1))
+
+
+def test_it_passes_the_audit(built: Built, tmp_path: Path) -> None:
+    """But for PyTorch's, it needs libraries alone that every system of a manylinux policy has."""
+    for tool in ("auditwheel", "patchelf"):
+        if shutil.which(tool, path=SEARCH) is None:
+            pytest.skip(f"{tool} is not installed")
+    made = repaired(built.wheel, tmp_path / "repaired")
+    assert re.search(r"-cp310-abi3-(manylinux_\d+_\d+_\w+\.?)+\.whl$", made.name)
+    with zipfile.ZipFile(made) as archive:
+        names = [Path(name).name for name in archive.namelist()]
+    assert sorted(name for name in names if ".so" in name) == [p.name for p in libraries(built)]
+
+
+def test_a_sample_of_the_conformance_suite(built: Built, tmp_path: Path) -> None:
+    """Of the wheel alone; `make wheels` runs more, beside other PyTorches."""
+    shutil.copytree(ROOT / "tests" / "conformance", tmp_path / "tests" / "conformance")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    code = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    sample = ["-q", "tests/conformance", "--backend", "cpu", "--every", "128", "-k", "test_table"]
+    out = in_wheel(built, code, *sample, folder=tmp_path).splitlines()[-1]
+    assert re.match(r"\d+ passed", out), out
 
 
 def test_only_stable_symbols_are_used(built: Built) -> None:

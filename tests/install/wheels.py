@@ -66,6 +66,7 @@ def pip_wheel(source: Path, *options: str, **environment: str) -> subprocess.Com
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, **environment},
+        start_new_session=True,  # without a terminal: progress goes to the log
         timeout=3600,
     )
 
@@ -94,12 +95,12 @@ def all_architectures() -> bool:
     return asked == "all"
 
 
-def default_architectures() -> list[str]:
-    """Those of setup.py that this nvcc knows."""
+def known_architectures() -> list[str]:
+    """Those that setup.py lists and this nvcc knows."""
     setup = (ROOT / "setup.py").read_text()
-    (default,) = re.findall(r"^DEFAULT_ARCHITECTURES = \((.+)\)$", setup, re.M)
+    (listed,) = re.findall(r"^ARCHITECTURES = \((.+)\)$", setup, re.M)
     known = printed(NVCC or "nvcc", "--list-gpu-arch").split()
-    architectures = re.findall(r"[\d.]+", default)
+    architectures = re.findall(r"[\d.]+", listed)
     return [name for name in architectures if f"compute_{name.replace('.', '')}" in known]
 
 
@@ -110,7 +111,7 @@ def build_environment() -> dict[str, str]:
     environment = {"MAX_JOBS": jobs}
     if not HAS_NVCC:
         return {**environment, "FASSD_KERNELS_CUDA": "0"}
-    architectures = default_architectures() if all_architectures() else ["9.0"]
+    architectures = known_architectures() if all_architectures() else ["9.0"]
     executed = ["75", *EXECUTED] if all_architectures() else EXECUTED
     return {
         **environment,
