@@ -56,7 +56,7 @@ SCHEMAS = {name: row.schema for name, row in OPERATORS.items()}
 def load_extension(name: str) -> str | None:
     """Import ``fassd_kernels.<name>``; return None, or the reason why that is not possible."""
     try:
-        importlib.import_module(f"fassd_kernels.{name}")
+        importlib.import_module(f"{__package__}.{name}")
     except ImportError as error:
         return str(error)
     return None
@@ -113,7 +113,7 @@ def load_cpu_extension() -> tuple[str | None, str, Any]:
     if reason is not None:
         return reason, "", None
     try:
-        path = importlib.import_module("fassd_kernels._C").__file__
+        path = importlib.import_module(f"{__package__}._C").__file__
         # The one that PyDLL gives keeps the interpreter's lock: it is done before another thread
         # wakes.
         function = ctypes.PyDLL(path).fassd_kernels_checksum
@@ -132,6 +132,16 @@ def overload(row: Operator, namespace: str) -> Any:
     """The one overload of a registered operator."""
     return getattr(getattr(torch.ops, namespace), row.name).default
 
+
+# The names of the operators are the process's: a second copy of this package, the installed one
+# beside one of the Hugging Face hub's, would end it.
+if f"{__package__}._C" not in sys.modules and torch._C._dispatch_has_kernel(
+    f"{NAMESPACE}::{next(iter(OPERATORS))}"
+):
+    raise ImportError(
+        f"{__package__}: another copy of fassd_kernels is loaded in this process, and has its "
+        "operators registered; use one of the two"
+    )
 
 # Why the compiled extensions are not there; None where they are. A torch without CUDA lacks the
 # symbols that _C_cuda needs, so it is not even tried there.
@@ -341,7 +351,7 @@ def runs_on(architectures: Sequence[str], capability: tuple[int, int]) -> bool:
 @functools.cache
 def triton_operator(row: Operator) -> Callable[..., Tensor]:
     """A function of :mod:`fassd_kernels.triton`, imported when it is first wanted."""
-    return getattr(importlib.import_module(f"fassd_kernels.triton.{row.family}"), row.name)
+    return getattr(importlib.import_module(f"{__package__}.triton.{row.family}"), row.name)
 
 
 register()
