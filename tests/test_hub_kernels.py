@@ -2,8 +2,11 @@
 
 import ast
 import json
+import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -148,6 +151,53 @@ def test_it_is_loaded_and_its_layers_compute(repository):
     assert found["errors"].pop("gradients") < 1e-3
     assert max(found["errors"].values()) < 5e-6, found["errors"]
     assert "another copy of fassd_kernels" in found["second copy"]
+
+
+BUILT = """
+#define Py_LIMITED_API 0x030a0000
+#include <Python.h>
+PyMODINIT_FUNC PyInit__built(void) {
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_built", NULL, 0, NULL};
+  return PyModule_Create(&module);
+}
+"""
+LOADED_AS_BUILT = """
+import importlib, sys
+from pathlib import Path
+from kernels import get_local_kernel
+kernels = get_local_kernel(Path(sys.argv[1]))
+assert kernels.backends()["cpu"].available, kernels.backends()
+assert kernels.ops.checksum(kernels.ops.pieces_of([])) is not None  # by the extension's address
+try:
+    importlib.import_module(f"{kernels.__name__}._C_cuda")
+except ImportError as error:
+    assert "built without CUDA" in str(error)
+else:
+    raise AssertionError
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="links as on Linux")
+def test_an_extension_of_the_builders_name_is_found(repository, tmp_path):
+    """As kernel-builder lays it out: a module of its own name, which `_ops` imports."""
+    package = shutil.copytree(repository / "torch-ext/fassd_kernels", tmp_path / "fassd_kernels")
+    (variant,) = (repository / "build").iterdir()
+    shutil.copy(variant / "metadata.json", package)
+    (extension,) = variant.glob("_C.*")
+    (package / "_ops.py").write_text("from . import _built\n")
+    (tmp_path / "built.c").write_text(BUILT)
+    command = ["cc", "-shared", "-fPIC", "-o", package / "_built.abi3.so", tmp_path / "built.c"]
+    command += [f"-I{sysconfig.get_path('include')}", "-Wl,--no-as-needed", f"-L{variant}"]
+    command += [f"-l:{extension.name}", f"-Wl,-rpath,{variant}"]
+    subprocess.run(command, check=True)
+    subprocess.run([sys.executable, "-c", LOADED_AS_BUILT, package], check=True)
+
+
+def test_the_binding_includes_what_is_there(repository):
+    folder = repository / "torch-ext"
+    text = (folder / "torch_binding.cpp").read_text()
+    included = re.findall(r'#include "(\.\./.+)"', text)
+    assert len(included) == 2 and all((folder / name).is_file() for name in included)
 
 
 def layers_and_promises():
