@@ -9,7 +9,7 @@
 # make isa         the conformance suite on every instruction set that this CPU has
 # make sanitize    the same under AddressSanitizer and UndefinedBehaviorSanitizer
 # make slow        the tests that take minutes: eight scenes learnt by heart on the CPU
-# make docs        the documentation as a site: build/site/index.html
+# make hub-kernels the kernels as a repository of Hugging Face's `kernels`, into build/hub-kernels
 # make format      rewrite the sources in the project's format
 # make gpu-report  on a machine with an NVIDIA GPU: conformance and timings, into benchmarks/results;
 #                  FIRST=1: the most important, in two minutes
@@ -33,9 +33,9 @@ ASAN := $(filter /%,$(shell $(CXX) -print-file-name=libasan.so))
 NVCC := $(firstword $(wildcard $(shell command -v nvcc) /usr/local/cuda/bin/nvcc))
 UBSAN := $(filter /%,$(shell $(CXX) -print-file-name=libubsan.so))
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard build_backend/*.py csrc/* csrc/*/*)
-CXX_SOURCES := $(wildcard examples/cpp/*.cpp csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
+CXX_SOURCES := $(wildcard examples/cpp/*.cpp scripts/*/*.cpp csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test triton ptx ptx-count ptx-calibrate ptx-networks cuda-architectures oldest-torch wheels isa sanitize score slow lint format gpu-report gpu-carry clean
+.PHONY: demo test triton ptx ptx-count ptx-calibrate ptx-networks cuda-architectures oldest-torch isa sanitize score slow lint format hub-kernels gpu-report gpu-carry clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fassd demo -o demo
@@ -176,6 +176,10 @@ format: $(VENV)/.developing
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+hub-kernels: $(VENV)/.installed
+	rm -rf build/hub-kernels
+	$(BIN)/python scripts/hub_kernels/make.py build/hub-kernels
 
 # Without FIRST it takes up what was measured before. OUT: the folder of results.
 gpu-report:

@@ -147,7 +147,7 @@ def cpu_reason() -> str:
     if build_record().get("cpu_missing"):
         return build_record()["cpu_missing"]
     folder = Path(__file__).parents[1]
-    absent = importlib.util.find_spec("fassd_kernels._C") is None
+    absent = importlib.util.find_spec(f"{__package__}._C") is None
     if absent and (folder / "setup.py").exists():
         return (
             f"these are the sources in {folder}, not the installed package: "

@@ -55,7 +55,7 @@ SCHEMAS = {name: row.schema for name, row in OPERATORS.items()}
 def load_extension(name: str) -> str | None:
     """Import ``fassd_kernels.<name>``; return None, or the reason why that is impossible."""
     try:
-        importlib.import_module(f"fassd_kernels.{name}")
+        importlib.import_module(f"{__package__}.{name}")
     except ImportError as error:
         return str(error)
     return None
@@ -112,9 +112,9 @@ def load_cpu_extension() -> tuple[str | None, str, Any]:
     if reason is not None:
         return reason, "", None
     try:
-        path = importlib.import_module("fassd_kernels._C").__file__
-        # PyDLL keeps the interpreter's lock during the call, which ends before another thread could
-        # wake up.
+        path = importlib.import_module(f"{__package__}._C").__file__
+        # The one that PyDLL gives keeps the interpreter's lock: it is done before another thread
+        # wakes.
         function = ctypes.PyDLL(path).fassd_kernels_checksum
         for name in (*OPERATORS, *TRAINING, *STRIPS):
             getattr(torch.ops.fassd_kernels, name)
@@ -132,8 +132,18 @@ def overload(row: Operator, namespace: str) -> Any:
     return getattr(getattr(torch.ops, namespace), row.name).default
 
 
-# Reasons why the compiled extensions are not available; None if they are. A torch without CUDA
-# lacks the symbols that _C_cuda needs, so loading it is not even tried.
+# The names of the operators are the process's: a second copy of this package, the installed one
+# beside one of the Hugging Face hub's, would end it.
+if f"{__package__}._C" not in sys.modules and torch._C._dispatch_has_kernel(
+    f"{NAMESPACE}::{next(iter(OPERATORS))}"
+):
+    raise ImportError(
+        f"{__package__}: another copy of fassd_kernels is loaded in this process, and has its "
+        "operators registered; use one of the two"
+    )
+
+# Why the compiled extensions are not there; None where they are. A torch without CUDA lacks the
+# symbols that _C_cuda needs, so it is not even tried there.
 CPU_MISSING, CPU_CAPABILITY, _CHECKSUM = load_cpu_extension()
 CUDA_MISSING = load_extension("_C_cuda") if torch.version.cuda else "torch has no CUDA"
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -339,8 +349,8 @@ def runs_on(architectures: Sequence[str], capability: tuple[int, int]) -> bool:
 
 @functools.cache
 def triton_operator(row: Operator) -> Callable[..., Tensor]:
-    """A function of :mod:`fassd_kernels.triton`, which is imported on first use."""
-    return getattr(importlib.import_module(f"fassd_kernels.triton.{row.family}"), row.name)
+    """A function of :mod:`fassd_kernels.triton`, imported when it is first wanted."""
+    return getattr(importlib.import_module(f"{__package__}.triton.{row.family}"), row.name)
 
 
 register()

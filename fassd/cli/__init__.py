@@ -8,6 +8,7 @@ from fassd.cli import (
     export,
     info,
     predict,
+    publish,
     report,
     serve,
     synth,
@@ -18,7 +19,20 @@ from fassd.cli.options import Size, parse_size
 
 __all__ = ["Size", "app", "main", "parse_size"]
 
-COMMANDS = (bench, data, demo, evaluate, export, info, predict, report, serve, synth, train)
+COMMANDS = (
+    bench,
+    data,
+    demo,
+    evaluate,
+    export,
+    info,
+    predict,
+    publish,
+    report,
+    serve,
+    synth,
+    train,
+)
 
 
 def main() -> None:

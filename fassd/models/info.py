@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from fassd.models.encoder import Encoder
@@ -75,6 +74,25 @@ class NetworkInfo:
         }
 
     @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> NetworkInfo:
+        """Read what `to_json` made.
+
+        Raises:
+            AttributeError, KeyError, TypeError, ValueError: it is something else.
+        """
+        names = [entry["name"] for entry in facts["classes"]]
+        colors = [entry["color"] for entry in facts["classes"]]
+        own = facts.get("preprocessing")
+        return cls(
+            _text(facts["model"]),
+            _alpha(facts["alpha"]),
+            tuple(map(_text, names)),
+            () if None in colors else tuple(map(_color, colors)),
+            None if own is None else Preprocessing.checked(**own),
+            checked_temperature(facts.get("temperature", 1.0)),
+        )
+
+    @classmethod
     def from_metadata(cls, text: str) -> NetworkInfo | None:
         """Read what `fassd train` writes beside weights; None if that says nothing about a network.
 
@@ -84,23 +102,14 @@ class NetworkInfo:
         try:
             facts = json.loads(text)
             if facts.get("network") is not None:
-                network = facts["network"]
-                names = [entry["name"] for entry in network["classes"]]
-                colors = [entry["color"] for entry in network["classes"]]
-            elif "recipe" in facts and "data" in facts:  # runs that stored no colours
-                network, names, colors = facts["recipe"], facts["data"]["classes"], []
+                found = cls.from_json(facts["network"])
+            elif "recipe" in facts and "data" in facts:  # of runs that stored no colours
+                recipe, names = facts["recipe"], map(_text, facts["data"]["classes"])
+                found = cls(_text(recipe["model"]), _alpha(recipe["alpha"]), tuple(names))
             else:
                 return None
-            _whole(len(names), 1, 2**16)
-            own = network.get("preprocessing")
-            return cls(
-                _text(network["model"]),
-                _whole(network["alpha"], 1, 2**16),
-                tuple(map(_text, names)),
-                () if None in colors else tuple(map(_color, colors)),
-                None if own is None else Preprocessing.checked(**own),
-                checked_temperature(network.get("temperature", 1.0)),
-            )
+            _whole(found.num_classes, 1, 2**16)
+            return found
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{type(error).__name__}: {error!s:.80}") from error
 
@@ -114,6 +123,9 @@ def read_info(path: str | os.PathLike[str]) -> NetworkInfo | None:
     path = Path(path)
     if path.suffix != ".safetensors" or not path.is_file():
         return None
+    # Here, so that the networks can be used where only PyTorch is installed.
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="np") as file:
             text = (file.metadata() or {}).get("fassd")
@@ -192,6 +204,10 @@ def _text(value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError(f"{value!r:.40} is not a name")
     return value
+
+
+def _alpha(value: Any) -> int:
+    return _whole(value, 1, 2**16)
 
 
 def _whole(value: Any, low: int, high: int) -> int:

@@ -12,6 +12,8 @@ Embedded Systems", IEEE T-ITS 2021, on the encoder and decoder of FC-HarDNet (Ch
 
 from __future__ import annotations
 
+import importlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -249,6 +251,73 @@ class FASSDNet(nn.Module):
             x = self.base[index](x)
         return x
 
+    @staticmethod
+    def from_pretrained(name: str | os.PathLike[str], **options: Any) -> FASSDNet:
+        """A network from the Hugging Face hub, or from a folder that `save_pretrained` wrote.
+
+        >>> model = FASSDNet.from_pretrained("owner/name")
+
+        Args:
+            name: of the repository, or the path of a folder.
+            options: ``revision``, ``token``, ``cache_dir``, ``force_download`` and
+                ``local_files_only`` of a repository, as huggingface_hub takes them.
+
+        Returns:
+            A plain network in eval mode, with its classes, colours, normalisation and temperature.
+
+        Raises:
+            CheckpointError: another library's network, or a damaged one; the message names the
+                file.
+            DownloadError: the repository cannot be had.
+            ValueError: a name that is neither.
+            ImportError: huggingface_hub, or timm for an encoder of it, is missing; the message says
+                how to install it.
+        """
+        network: FASSDNet = _hub().load(name, **options)
+        return network
+
+    def save_pretrained(self, folder: str | os.PathLike[str], card: str | None = None) -> None:
+        """Write the network into a folder as the Hugging Face hub has it.
+
+        ``config.json`` says which network it is, its classes, colours and normalisation,
+        ``model.safetensors`` is a file of weights like those of `fassd train`, ``README.md`` the
+        model card.
+
+        Args:
+            folder: made if it is missing.
+            card: text of the model card, such as `fassd.training.model_card` gives of a run; None
+                leaves one that is there, and else writes one of the network alone.
+
+        Raises:
+            ValueError: the network was not made by name (`fassd.create_model`, `fassd.load`), or
+                was rebuilt since.
+            ImportError: huggingface_hub is missing; the message says how to install it.
+            OSError: the folder cannot be written to.
+        """
+        _hub().Published(self, card).save_pretrained(folder)
+
+    def push_to_hub(self, repo_id: str, card: str | None = None, **options: Any) -> str:
+        """Publish the network on the Hugging Face hub.
+
+        >>> model.push_to_hub("owner/name", card, private=True)
+
+        Args:
+            repo_id: name of the repository, which is made if it is missing.
+            card: as of `save_pretrained`.
+            options: ``private``, ``token``, ``commit_message``, ``branch`` and ``create_pr``, as
+                huggingface_hub takes them.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ValueError, ImportError: as `save_pretrained`.
+            OSError: the hub cannot be reached, or refuses.
+        """
+        published = _hub().Published(self, card)
+        url: str = published.push_to_hub(repo_id, model_card_kwargs={"name": repo_id}, **options)
+        return url
+
     def _check_input(self, x: Tensor) -> None:
         if isinstance(x, torch.fx.Proxy):  # a symbolic trace knows neither size nor type
             return
@@ -270,6 +339,18 @@ class FASSDNet(nn.Module):
             f"{'' if isinstance(self.base, Encoder) else of_hardnet}"
             f"minimum_size={self.minimum_size}"
         )
+
+
+def _hub() -> Any:
+    """The file that knows the hub, by its name: it builds networks, and so imports this one."""
+    try:
+        return importlib.import_module(f"{__package__}.hub")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "huggingface_hub":
+            raise
+        raise ImportError(
+            "the hub needs huggingface_hub, which is missing: pip install 'fassd-net[hub]'"
+        ) from error
 
 
 def _context_module(

@@ -22,6 +22,7 @@ from pickle import UnpicklingError
 from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
+import safetensors.torch
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -139,6 +140,12 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def with_checksums(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
     """`metadata` with checksums of `tensors` added, which `read_safetensors` verifies."""
     return {**metadata, CHECKSUMS: json.dumps(_checksums(tensors, metadata))}
+
+
+def safetensors_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The content of a .safetensors file that `read_safetensors` can verify."""
+    plain = {key: value.detach().contiguous().cpu() for key, value in tensors.items()}
+    return safetensors.torch.save(plain, with_checksums(plain, metadata))
 
 
 def _checksums(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, int]:

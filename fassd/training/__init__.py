@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fassd.evaluation.metrics import ConfusionMatrix, Scores
     from fassd.training.loop import Trainer
     from fassd.training.loss import BootstrappedCrossEntropy
+    from fassd.training.modelcard import model_card
     from fassd.training.optim import poly_learning_rate
     from fassd.training.recipe import Recipe, list_presets, load_recipe
 
@@ -26,6 +27,7 @@ _HOME = {
     "evaluate": "fassd.evaluation.evaluate",
     "list_presets": "fassd.training.recipe",
     "load_recipe": "fassd.training.recipe",
+    "model_card": "fassd.training.modelcard",
     "poly_learning_rate": "fassd.training.optim",
 }
 
@@ -39,6 +41,7 @@ __all__ = [
     "evaluate",
     "list_presets",
     "load_recipe",
+    "model_card",
     "poly_learning_rate",
 ]
 

@@ -12,13 +12,12 @@ import json
 import sys
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from fassd.io.images import replacing
 from fassd.io.untrusted import read_json
-from fassd.models.tensor_files import read_safetensors, with_checksums
+from fassd.models.tensor_files import read_safetensors, safetensors_of
 
 
 def halve(source: Path, target: Path) -> None:
@@ -33,11 +32,11 @@ def halve(source: Path, target: Path) -> None:
     weights, metadata = read_safetensors(source)
     tensors = {key: _half(key, value) for key, value in weights.items()}
     with replacing(target) as output:
-        output.write(safetensors.torch.save(tensors, with_checksums(tensors, _portable(metadata))))
+        output.write(safetensors_of(tensors, portable(metadata)))
 
 
-def _portable(metadata: dict[str, str]) -> dict[str, str]:
-    """The notes without paths, which mean nothing on another machine."""
+def portable(metadata: dict[str, str]) -> dict[str, str]:
+    """The notes without a path that only the machine of the training has."""
     facts = read_json(metadata.get("fassd", "{}"))
     recipe = facts.get("recipe", {})
     files = [name for name in ("weights", "teacher") if recipe.get(name) is not None]

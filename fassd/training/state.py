@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import safetensors.torch
 import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ from fassd.data.dataset import SegmentationDataset
 from fassd.data.groups import LabelSpace
 from fassd.io.files import check_folder, replacing
 from fassd.io.untrusted import read_json
-from fassd.models.tensor_files import check_weights, read_safetensors, with_checksums
+from fassd.models.tensor_files import check_weights, read_safetensors, safetensors_of
 from fassd.training.recipe import Recipe, RecipeError
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -255,9 +254,7 @@ def set_damaged_aside(folder: Path) -> None:
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    plain = {key: value.detach().contiguous().cpu() for key, value in tensors.items()}
-    metadata = with_checksums(plain, {"fassd": json.dumps(facts)})
-    content = safetensors.torch.save(plain, metadata)
+    content = safetensors_of(tensors, {"fassd": json.dumps(facts)})
     with replacing(path) as file:
         file.write(content)
         file.flush()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fassd import models
 from fassd_kernels import ops
 from fassd_kernels.autocast import autocasts, convert
 from fassd_kernels.backends import (
@@ -445,8 +446,8 @@ def is_as_written(kind: type[nn.Module], method: str = "forward") -> bool:
 
 
 def is_ours(kind: type[nn.Module]) -> bool:
-    """True for a class of this project or of PyTorch, which can be trusted to do its job."""
-    return kind.__module__.startswith(("fassd.models.", "torch.nn.modules."))
+    """Whether a class is of this project or of PyTorch, hence does what its name says."""
+    return kind.__module__.startswith((f"{models.__name__}.", "torch.nn.modules."))
 
 
 def structure(module: nn.Module) -> list[Any]:
