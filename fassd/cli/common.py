@@ -23,6 +23,20 @@ ABOUT_WEIGHTS = {
     "synthetic": "synthetic weights, trained on generated streets alone: photographs need others "
     "(--weights streets, cityscapes, or your own)",
 }
+# Commands in the order in which a newcomer meets them; others follow.
+MET = (
+    "demo",
+    "predict",
+    "info",
+    "val",
+    "compare",
+    "train",
+    "data",
+    "synth",
+    "export",
+    "serve",
+    "bench",
+)
 UsageError: Any = typer.BadParameter.__base__  # of options and arguments
 
 
@@ -38,6 +52,9 @@ class CommandGroup(TyperGroup):
             # typer keeps the line breaks of docstrings, which then meet those of the terminal.
             paragraphs = (command.help or "").split("\n\n")
             command.help = "\n\n".join(" ".join(text.split()) for text in paragraphs)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=(*MET, *self.commands).index)
 
     def main(self, *args: Any, **settings: Any) -> Any:
         for stream in (sys.stdout, sys.stderr):
@@ -108,13 +125,13 @@ def root(
 
     [bold]Start here[/]
 
-    [cyan]fassd demo -o demo[/]   a generated street through plain PyTorch and fused kernels
+    [cyan]fassd demo -o demo[/]: a generated street, by plain PyTorch and by fused kernels
 
-    [cyan]fassd predict photo.jpg -o out[/]   your picture
+    [cyan]fassd predict photo.jpg -o out[/]: label your picture
 
-    [cyan]fassd bench run[/]   how fast this machine is
+    [cyan]fassd bench run[/]: how fast this machine is
 
-    [cyan]fassd info[/]   which networks there are
+    [cyan]fassd info[/]: which networks there are
     """
     if ctx.invoked_subcommand not in TIMING:
         fassd.wait_asleep()

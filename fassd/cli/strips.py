@@ -50,8 +50,8 @@ Strips = Annotated[
     typer.Option(
         "--strips",
         rich_help_panel=PANEL,
-        help="Label each picture in strips of rows, in constant memory; labels are those of the "
-        "whole picture. TIFFs are read and written by parts.",
+        help="Label each picture in strips of rows, in constant memory, with the labels of the "
+        "whole picture. TIFFs are read and written in parts.",
     ),
 ]
 Tiles = Annotated[
@@ -60,8 +60,8 @@ Tiles = Annotated[
         min=64,
         metavar="SIDE",
         rich_help_panel=PANEL,
-        help="The same by overlapping tiles of so many pixels a side, for networks that --strips "
-        "cannot take: an approximation, each tile lacks what lies beyond it.",
+        help="The same in overlapping tiles with sides of this many pixels, for networks that "
+        "--strips cannot take. An approximation: no tile sees what lies beyond it.",
     ),
 ]
 Memory = Annotated[
@@ -77,9 +77,10 @@ Memory = Annotated[
 Scratch = Annotated[
     Path | None,
     typer.Option(
+        metavar="FOLDER",
         rich_help_panel=PANEL,
         show_default="beside the results",
-        help="Folder for the network's maps, some 24 bytes a pixel; they are removed in the end.",
+        help="Folder for the network's maps, about 24 bytes per pixel; removed in the end.",
     ),
 ]
 
