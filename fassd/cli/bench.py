@@ -138,7 +138,9 @@ class OtherOptions:
         if len(given) > 1 or beside:
             raise ValueError(f"only one of {', '.join([*given, *beside])} can be given")
         if self.module is not None and ":" not in self.module:
-            raise ValueError(f"--module: {self.module!r} is not package.module:factory")
+            raise ValueError(
+                f"--module must be MODULE:NAME, like nets.small:unet, got {self.module!r}"
+            )
         (option, value), *_ = given.items()
         return self.module or f"{option.removeprefix('--')}:{value}"
 
@@ -333,9 +335,9 @@ def peers(
     from fassd.models.device import pick_device
 
     if all_ and network.weights not in (None, "random"):
-        raise ValueError("--weights: only without --all, but for random")
+        raise ValueError("--weights is for one network: leave out --all, or give random")
     if plot is not None and "eager" not in (only or "eager"):
-        raise ValueError("--plot: only with eager among --only")
+        raise ValueError("--plot draws times over those of eager: add eager to --only")
     check_files(network.model, json_, plot)
     job = job_of(network, rounds, memory=memory, device=str(pick_device(device)))
     keys = None if only is None else [key.strip() for key in only.split(",")]
@@ -418,7 +420,7 @@ def launches(
     if get_variant(job.model).encoder is not None:
         raise ValueError(
             f"--model {job.model}: its encoder is launched by PyTorch, whose kernels are not "
-            "predicted; take a network on HarDNet"
+            "predicted; choose a network with HarDNet's encoder"
         )
     job = replace(job, weights=None)
     deliver(measure(partial(run_launches, job, gpu, counts=counts), [job]), json_, plot)

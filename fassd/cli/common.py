@@ -18,25 +18,13 @@ from fassd.cli.terminal import escape, escape_lines, say, visible
 
 ABOUT_WEIGHTS = {
     None: "random weights: labels are meaningless until trained weights are given (--weights)",
-    "streets": "streets weights, trained on CamVid's photographs and generated streets alone: of "
-    "other streets expect less (--weights cityscapes, or your own)",
-    "synthetic": "synthetic weights, trained on generated streets alone: photographs need others "
-    "(--weights streets, cityscapes, or your own)",
+    "streets": "streets weights, trained on CamVid's photographs and generated streets alone: "
+    "expect less on other streets (--weights cityscapes, or your own)",
+    "synthetic": "synthetic weights, trained on generated streets alone: for photographs use "
+    "others (--weights streets, cityscapes, or your own)",
 }
 # Commands in the order in which a newcomer meets them; others follow.
-MET = (
-    "demo",
-    "predict",
-    "info",
-    "val",
-    "compare",
-    "train",
-    "data",
-    "synth",
-    "export",
-    "serve",
-    "bench",
-)
+MET = ("demo", "predict", "info", "val", "compare", "train", "data", "synth", "export")
 UsageError: Any = typer.BadParameter.__base__  # of options and arguments
 
 
@@ -189,11 +177,11 @@ def pick_network(
 
     if is_exported(model):
         if encoder_name is not None:
-            raise ValueError(f"{model} has its encoder; --encoder-name {encoder_name} has no use")
+            raise ValueError(f"{model} has an encoder: leave out --encoder-name {encoder_name}")
         return Network(str(model), weights, classes, alpha)
     if is_weights_file(model):
         if weights is not None:
-            raise ValueError(f"{model} holds its own weights; --weights {weights} has no use")
+            raise ValueError(f"{model} holds its own weights: leave out --weights {weights}")
         model, weights = None, str(model)
     own = None if weights == "random" else weights
     if encoder_name is not None:

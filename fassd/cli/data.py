@@ -12,6 +12,7 @@ from fassd.cli import options
 from fassd.cli.common import CommandGroup, app
 from fassd.cli.terminal import (
     console,
+    counted,
     escape,
     escape_lines,
     plain_table,
@@ -130,7 +131,7 @@ def check(
     _tell(report.errors, "[bold red]error:[/]")
     if json_ is not None:
         write_json(json_, report.to_json())
-    count = f"{len(report.errors)} errors, {len(report.warnings)} warnings"
+    count = f"{counted(report.errors, 'error')}, {counted(report.warnings, 'warning')}"
     say(f"{escape(dataset.name)} in {escape(str(dataset.root))}: {count}")
     if report.errors:
         raise typer.Exit(1)

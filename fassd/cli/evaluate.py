@@ -365,7 +365,7 @@ def _check_indices(indices: Sequence[int], length: int, split: str) -> None:
     for index in indices:
         if not 0 <= index < length:
             raise ValueError(
-                f"--index must be 0 to {length - 1}, as the split {split!r} has {length} "
+                f"--index must be from 0 to {length - 1}, since the split {split!r} has {length} "
                 f"pictures, got {index}"
             )
 

@@ -205,13 +205,15 @@ def export(
     check_file(json_)
     kind = _kind(output_file, format_)
     if calibration and dtype != "int8":
-        raise ValueError("--calibration: only with --dtype int8")
+        raise ValueError("--calibration works only with --dtype int8")
     if confidence and output != "labels+confidence":
-        raise ValueError("--confidence: only with --output labels+confidence")
+        raise ValueError("--confidence works only with --output labels+confidence")
     set_threads(threads)
     infos = _classes(data, classes)
     if model is None and weights is None:
-        raise ValueError("MODEL must be a network's name, or --weights a file of fassd train")
+        raise ValueError(
+            "which network? Give its name as MODEL, or a file of fassd train as --weights"
+        )
     count = len(infos) or 19
     chosen = pick_network(model, weights, classes, alpha, encoder_name, default_classes=count)
     request = Request(
@@ -254,7 +256,7 @@ def _kind(file: Path, asked: str | None) -> str:
 
     kind = asked or FORMAT_OF.get(file.suffix)
     if kind is None:
-        raise ExportError(f"{file}: name it .onnx, .pt2, .xml or .engine, or give --format")
+        raise ExportError(f"{file}: end its name in .onnx, .pt2, .xml or .engine, or give --format")
     if file.suffix not in SUFFIX_OF[kind]:
         endings = " or ".join(SUFFIX_OF[kind])
         raise ExportError(f"{file}: a file of the format {kind} ends in {endings}")
@@ -270,7 +272,9 @@ def _classes(card: str | None, classes: int | None) -> tuple[LabelClass, ...]:
 
     found = tuple(load_card(card, root=CARDS).classes)  # any folder: nothing is looked for in it
     if classes not in (None, len(found)):
-        raise ValueError(f"--classes {classes}: the card {card} has {len(found)} classes")
+        raise ValueError(
+            f"--classes {classes}: the card {card} has {len(found)}: leave out --classes"
+        )
     return found
 
 

@@ -93,12 +93,14 @@ def _encoders(pattern: str) -> Table:
 
     table = plain_table(
         "encoder", ">M params", ">GMACs",
-        title="Encoders of timm, without context and decoder, at 1024x2048", title_justify="left",
+        title="Encoders alone, at 1024x2048", title_justify="left",
     )  # fmt: skip
     for name, cost in encoder_costs(pattern):
         table.add_row(name, f"{cost.params / 1e6:.2f}", f"{cost.macs / 1e9:.1f}")
     if not table.row_count:
-        raise ValueError(f"no encoder of timm that fits is named like {pattern!r}")
+        raise ValueError(
+            f"no encoder from timm that fits matches {pattern!r}; fassd info --encoders lists all"
+        )
     return table
 
 

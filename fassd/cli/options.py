@@ -71,7 +71,7 @@ def numbers(
             if (number := kind(text)) >= least:
                 return number
         raise typer.BadParameter(
-            f"{text!r} is no {what}; write numbers with commas between, like 1,2,4"
+            f"{text!r} is not a {what}; separate numbers by commas, like 1,2,4"
         )
 
     return listed(parse)

@@ -71,7 +71,7 @@ def report(
     from fassd.bench.report.results import collect
 
     if full and not measure:
-        raise ValueError("--full: only with --measure")
+        raise ValueError("--full works only with --measure")
     check_matplotlib()
     check_folder(output)
     own = output / "results"

@@ -169,7 +169,7 @@ def train(
     changes |= dict(_assignment(text) for text in set_ or ())
     if resume:
         if encoder_name is not None:
-            raise ValueError("--resume takes the encoder of the run; leave out --encoder-name")
+            raise ValueError("--resume keeps the encoder of the run: leave out --encoder-name")
         recipe = _resumed(output, changes)
     else:
         recipe = load_recipe(changes.pop("preset", "paper")).replace(**changes)
@@ -213,7 +213,7 @@ def _assignment(text: str) -> tuple[str, Any]:
         return name.strip().replace("-", "_"), read_yaml(value)
     except ValueError as error:
         raise typer.BadParameter(
-            f"--set {shortened(name, 40)}: {shown(value)} is no YAML value ({error})"
+            f"--set {shortened(name, 40)}: {shown(value)} is not a YAML value ({error})"
         ) from error
 
 
@@ -228,7 +228,7 @@ def _resumed(output: Path, changes: dict[str, Any]) -> Recipe | None:
     fixed = sorted(set(changes) - CHANGEABLE)
     if fixed:
         raise RecipeError(
-            f"--resume takes the settings of the run; leave out {', '.join(fixed)} (what may "
+            f"--resume keeps the settings of the run: leave out {', '.join(fixed)} (what may "
             f"change is {', '.join(sorted(CHANGEABLE))})"
         )
     file = output / "recipe.yaml"

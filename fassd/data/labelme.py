@@ -123,4 +123,4 @@ def _pixels(mask: str | None, place: str, size: tuple[int, int]) -> npt.NDArray[
     except (binascii.Error, ImageError) as error:
         raise ShapeError(f"{place}: its mask {shortened(str(error))}") from error
     except Exception as error:  # decoders of damaged files raise almost anything
-        raise ShapeError(f"{place}: its mask is no picture") from error
+        raise ShapeError(f"{place}: its mask is not a picture") from error

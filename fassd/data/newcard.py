@@ -88,7 +88,7 @@ def write_card(folder: Path) -> NewCard:
     """
     target = folder / CARD_FILE
     if target.exists():
-        raise CardError(f"{target}: is there already; fassd data check looks at it")
+        raise CardError(f"{target} exists already: check it with fassd data check, or move it away")
     if not folder.is_dir():
         raise CardError(f"there is no folder {folder}")
     files = survey.files_in(folder)
@@ -99,7 +99,7 @@ def write_card(folder: Path) -> NewCard:
     if not pairs:
         raise CardError(
             f"{folder}: none of its {len(pictures):,} pictures, such as {pictures[0]}, has labels: "
-            "known are masks of the same name in another folder (images/a.jpg, masks/a.png), or of "
+            "looked for were masks of the same name in another folder (images/a.jpg, masks/a.png), or of "
             "the same name and more beside it (a.jpg, a_mask.png), and a.json or a.txt"
         )
     layout = survey.layout_of(pairs, kind == "coco")

@@ -25,7 +25,7 @@ def test_bench_prints_a_table_of_80_columns_and_writes_json(tmp_path, succeed, m
         "--weights", "random",
     )  # fmt: skip
     assert max(map(len, result.stdout.splitlines())) <= 80 and "…" not in result.stdout
-    for words in ("PyTorch float32", "fassd_kernels float32", "2 x 64x96", "speed-up", "threads"):
+    for words in ("PyTorch float32", "fassd_kernels float32", "2 x 64x96", "speed-up", "thread"):
         assert words in result.stdout
     assert "labels are meaningless" in " ".join(result.stdout.split())
     record = json.loads((tmp_path / "b.json").read_text())
