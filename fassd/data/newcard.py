@@ -99,8 +99,8 @@ def write_card(folder: Path) -> NewCard:
     if not pairs:
         raise CardError(
             f"{folder}: none of its {len(pictures):,} pictures, such as {pictures[0]}, has labels: "
-            "looked for were masks of the same name in another folder (images/a.jpg, masks/a.png), or of "
-            "the same name and more beside it (a.jpg, a_mask.png), and a.json or a.txt"
+            "masks have the same name in another folder (images/a.jpg, masks/a.png) or a longer "
+            "one beside it (a.jpg, a_mask.png), polygons are in a.json or a.txt"
         )
     layout = survey.layout_of(pairs, kind == "coco")
     if layout is None:
