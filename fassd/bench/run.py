@@ -61,8 +61,8 @@ __all__ = ["Report", "Scene", "run"]
 NOT_COUNTED = Energy(None, "not measured")
 
 ABOUT_PATHS = (
-    f"Speed-up: over {PATHS_REFERENCE}. Labels, diff: those equal to float64's; largest difference "
-    "of a score from float64's over the largest score. ±: half the interquartile range."
+    f"Speed-up: over {PATHS_REFERENCE}. Labels: how many equal float64's; diff: largest difference "
+    "from float64's scores, over the largest score. ±: half the interquartile range."
 )
 ABOUT_PEERS = (
     "Each measured call follows an unmeasured one of the same candidate. "

@@ -109,9 +109,11 @@ def heading(job: Job, environment: Mapping[str, Any]) -> Text:
     """Two lines above a table: the job, and the machine (`machine.environment`)."""
     cuda = f" (CUDA {environment['cuda']})" if environment["device_type"] == "cuda" else ""
     text = Text(f"{job.model}", style="bold")
+    rounds = f"{job.repeats} interleaved round{'' if job.repeats == 1 else 's'}"
+    threads = f"{environment['threads']} thread{'' if environment['threads'] == 1 else 's'}"
     text.append(
-        f" at {job.batch} x {job.size[0]}x{job.size[1]}, {job.repeats} interleaved rounds\n"
-        f"{environment['device']}, {environment['threads']} threads, "
+        f" at {job.batch} x {job.size[0]}x{job.size[1]}, {rounds}\n"
+        f"{environment['device']}, {threads}, "
         f"torch {environment['torch']}{cuda}, fassd {environment['fassd']}",
         style="not bold",
     )

@@ -111,8 +111,8 @@ class Batch:
             for file in self._results(source):
                 if file.name in names and file.resolve() == Path(names[file.name]).resolve():
                     raise ValueError(
-                        f"{file} is a source, and what {source[0]} becomes would replace it: give "
-                        "another folder (--output)"
+                        f"{file} is a source, and the result of {source[0]} would overwrite it: "
+                        "give another folder (--output)"
                     )
 
     def unfinished(self, sources: Sequence[PictureFile | Video]) -> list[PictureFile | Video]:

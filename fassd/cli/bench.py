@@ -37,13 +37,16 @@ from fassd.cli.terminal import escape, say
 from fassd.io.files import check_file
 
 InputSize = Annotated[Size, size_option("--size", help="Size of the input.")]
-Batch = Annotated[int, typer.Option(min=1, help="Pictures per call.")]
-Repeats = Annotated[int, typer.Option(min=1, help="Measured rounds.")]
-Warmup = Annotated[int, typer.Option(min=0, help="Rounds before them, not measured.")]
+Batch = Annotated[int, typer.Option(min=1, metavar="N", help="Pictures per call.")]
+Repeats = Annotated[int, typer.Option(min=1, metavar="N", help="Measured rounds.")]
+Warmup = Annotated[
+    int, typer.Option(min=0, metavar="N", help="Rounds before them that are not measured.")
+]
 Memory = Annotated[
     bool,
     typer.Option(
-        "--memory/--no-memory", help="Measure peak memory, on the CPU in a process per path."
+        "--memory/--no-memory",
+        help="Measure peak memory; on the CPU, each path in a process of its own.",
     ),
 ]
 Dtypes = Annotated[
@@ -52,7 +55,7 @@ Dtypes = Annotated[
         parser=listed(parse_dtype),
         metavar="NAME,...",
         show_default="float32",
-        help=f"Precisions of ours, beside float32: {', '.join(DTYPES)}.",
+        help=f"Precisions of our kernels beside float32: {', '.join(DTYPES)}.",
     ),
 ]
 Sizes = Annotated[
@@ -81,7 +84,7 @@ Only = Annotated[
     str | None,
     typer.Option(
         metavar="NAME,...",
-        help="Those of eager, channels_last, amp, inductor, compile, "
+        help="Measure these alone, of eager, channels_last, amp, inductor, compile, "
         "max_autotune, onnxruntime, openvino, openvino_bf16, tensorrt, ours.",
     ),
 ]
@@ -103,17 +106,20 @@ class OtherOptions:
 
     module: Annotated[
         str | None,
-        typer.Option(metavar="PACKAGE.MODULE:FACTORY", help="Any: what the function returns."),
+        typer.Option(
+            metavar="MODULE:NAME",
+            help="Any network: what the function NAME of an importable module returns.",
+        ),
     ] = None
     timm: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="An encoder of timm, to its maps at strides 4 to 32."),
+        typer.Option(metavar="NAME", help="Encoder from timm, up to its maps at strides 4 to 32."),
     ] = None
     smp: Annotated[
         str | None,
         typer.Option(
             metavar="ARCH/ENCODER",
-            help="A network of segmentation_models_pytorch, such as Unet/resnet18.",
+            help="Network from segmentation_models (smp), such as Unet/resnet18.",
         ),
     ] = None
 
@@ -132,7 +138,9 @@ class OtherOptions:
         if len(given) > 1 or beside:
             raise ValueError(f"only one of {', '.join([*given, *beside])} can be given")
         if self.module is not None and ":" not in self.module:
-            raise ValueError(f"--module: {self.module!r} is not package.module:factory")
+            raise ValueError(
+                f"--module must be MODULE:NAME, like nets.small:unet, got {self.module!r}"
+            )
         (option, value), *_ = given.items()
         return self.module or f"{option.removeprefix('--')}:{value}"
 
@@ -206,15 +214,15 @@ def bench() -> None:
 
     [bold]Examples[/]
 
-    [cyan]fassd bench run[/]   plain PyTorch against fused kernels
+    [cyan]fassd bench run[/]: plain PyTorch against fused kernels
 
-    [cyan]fassd bench peers[/]   ... against Inductor, ONNX Runtime, OpenVINO, TensorRT, too
+    [cyan]fassd bench peers[/]: ... and Inductor, ONNX Runtime, OpenVINO, TensorRT
 
-    [cyan]fassd bench layers[/]   where the time goes, against the floor
+    [cyan]fassd bench layers[/]: where the time goes, and the least it could be
 
-    [cyan]fassd bench launches h200[/]   ... on a GPU that need not be here
+    [cyan]fassd bench launches h200[/]: ... on a GPU that need not be here
 
-    [cyan]fassd bench compare base.json[/]   in CI: did a speed-up change?
+    [cyan]fassd bench compare base.json[/]: in CI, did a speed-up change?
     """
 
 
@@ -227,7 +235,7 @@ def run(
     others: OtherOptions,
     given: InputOptions,
     rounds: RoundOptions,
-    compile_: Annotated[bool, typer.Option("--compile", help="Time torch.compile, too.")] = False,
+    compile_: Annotated[bool, typer.Option("--compile", help="Also time torch.compile.")] = False,
     memory: Memory = True,
     device: options.Device = None,
     json_: options.Json = None,
@@ -241,10 +249,10 @@ def run(
 
     Memory is what one call needs beyond the loaded model.
 
-    An exported file ([cyan]-m net.onnx[/]) is measured beside the network that it was made from, by
-    every runtime that is here or the one that --backend names, called with what it takes.
+    An exported file ([cyan]-m net.onnx[/]) is measured beside the network that it was made from, in
+    every runtime that is installed or in the one that --backend names.
 
-    A network of others ([cyan]--module[/], [cyan]--timm[/], [cyan]--smp[/]) is measured as
+    Another network ([cyan]--module[/], [cyan]--timm[/], [cyan]--smp[/]) is measured as
     [cyan]fassd bench peers[/] measures this project's: eager, Inductor, ONNX Runtime, OpenVINO,
     and accelerated, each compared with the network in float64.
 
@@ -252,11 +260,11 @@ def run(
 
     [cyan]fassd bench run[/]
 
-    [cyan]fassd bench run --json base.json[/] and later [cyan]fassd bench compare base.json[/]
+    [cyan]fassd bench run --json base.json[/]
 
     [cyan]fassd bench run --compile --threads 1 --json bench.json[/]
 
-    [cyan]fassd bench run -m fassd_net_l2 --size 512x1024 --batch 4 --dtype float16 --device cuda[/]
+    [cyan]fassd bench run -m fassd_net_l2 --batch 4 --dtype float16 --device cuda[/]
 
     [cyan]fassd bench run -m net.onnx[/]
 
@@ -292,13 +300,13 @@ def run(
 def peers(
     *,
     network: NetworkOptions,
-    all_: Annotated[bool, typer.Option("--all", help="Every network.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="Measure every network.")] = False,
     dtype: Dtypes = ("float32",),
     sizes: Sizes = (FULL_SIZE,),
     batches: Batches = (1,),
     only: Only = None,
     others: Annotated[
-        bool, typer.Option("--others", help="Published networks of others, too.")
+        bool, typer.Option("--others", help="Also measure published networks of others.")
     ] = False,
     rounds: RoundOptions,
     memory: Memory = True,
@@ -306,19 +314,19 @@ def peers(
     json_: options.Json = None,
     plot: Plot = None,
 ) -> None:
-    """Compare with every way to run the network that is here.
+    """Compare with every other way to run the network on this machine.
 
-    The other runtimes run each in its fastest form and on as many threads; they
+    Each of the other runtimes runs in its fastest form, on as many threads; they
     come with [cyan]pip install 'fassd-net\\[bench]'[/]. On a GPU these are plain PyTorch, AMP,
-    torch.compile, ONNX Runtime and TensorRT, and the energy of a call is measured. --others
-    measures networks likewise that one could take instead, as other packages carry them, with
-    random weights; a warning says how to install those that are missing.
+    torch.compile, ONNX Runtime and TensorRT, and the energy of a call is measured. --others also
+    measures networks that could be used instead, from other packages, with random weights; a
+    warning says how to install those that are missing.
 
     [bold]Examples[/]
 
     [cyan]fassd bench peers --all --dtype float16 --json peers.json --plot peers.png[/]
 
-    [cyan]fassd bench peers --only eager,inductor,ours --sizes 256x512,512x1024 --batches 1,4[/]
+    [cyan]fassd bench peers --only eager,ours --sizes 256x512,512x1024 --batches 1,4[/]
 
     [cyan]fassd bench peers --others --size 512x1024 --no-memory[/]
     """
@@ -327,9 +335,9 @@ def peers(
     from fassd.models.device import pick_device
 
     if all_ and network.weights not in (None, "random"):
-        raise ValueError("--weights: only without --all, but for random")
+        raise ValueError("--weights is for one network: leave out --all, or give random")
     if plot is not None and "eager" not in (only or "eager"):
-        raise ValueError("--plot: only with eager among --only")
+        raise ValueError("--plot draws times over those of eager: add eager to --only")
     check_files(network.model, json_, plot)
     job = job_of(network, rounds, memory=memory, device=str(pick_device(device)))
     keys = None if only is None else [key.strip() for key in only.split(",")]
@@ -355,16 +363,16 @@ def layers(
     json_: options.Json = None,
     plot: Plot = None,
 ) -> None:
-    """Predict and measure every fused call of a network on this CPU, labels out.
+    """Predict and measure every fused call of a network on this CPU, up to its labels.
 
     The table shows the time predicted from a call's operations and this machine's rates, and the
-    time that it takes.
+    time that the call takes.
 
     [bold]Examples[/]
 
     [cyan]fassd bench layers --plot layers.png[/]
 
-    [cyan]fassd bench layers -m fassd_net_l2 --size 512x1024 --threads 1 --json layers.json[/]
+    [cyan]fassd bench layers -m fassd_net_l2 --size 512x1024 --json layers.json[/]
     """
     from fassd.bench.layers import run_layers
 
@@ -375,7 +383,7 @@ def layers(
 
 @group.command()
 def launches(
-    gpu: Annotated[str, typer.Argument(metavar="GPU", help="Name of a GPU, or a part of it.")],
+    gpu: Annotated[str, typer.Argument(metavar="GPU", help="Name of a GPU, or part of one.")],
     model: options.Model = None,
     classes: options.Classes = None,
     alpha: options.Alpha = None,
@@ -385,16 +393,16 @@ def launches(
     repeats: Repeats = 10,
     counts: Annotated[
         Path | None,
-        typer.Option(metavar="JSON", help="Executed instructions, of python -m ptx.count --json."),
+        typer.Option(metavar="JSON", help="Counted instructions, from python -m ptx.count --json."),
     ] = None,
     json_: options.Json = None,
     plot: Plot = None,
 ) -> None:
-    """Show what the CUDA kernels launch on a GPU, be it here or not.
+    """Show what the CUDA kernels launch on a GPU, whether or not it is in this machine.
 
-    The table shows tiles, waves, bytes, operations after padding, warp instructions, the floor, the
-    time that it takes to issue them and the predicted time of each launch; and, where the GPU is
-    this machine's, the time measured. It plans with Triton, which comes with
+    The table shows, for each launch, tiles, waves, bytes, operations after padding, warp
+    instructions and the time to issue them, the floor, the predicted time and, if the GPU is in
+    this machine, the measured time. Planning needs Triton, which comes with
     [cyan]pip install 'fassd-net\\[triton]'[/].
 
     [bold]Examples[/]
@@ -412,7 +420,7 @@ def launches(
     if get_variant(job.model).encoder is not None:
         raise ValueError(
             f"--model {job.model}: its encoder is launched by PyTorch, whose kernels are not "
-            "predicted; take a network on HarDNet"
+            "predicted; choose a network with HarDNet's encoder"
         )
     job = replace(job, weights=None)
     deliver(measure(partial(run_launches, job, gpu, counts=counts), [job]), json_, plot)
@@ -421,31 +429,30 @@ def launches(
 @group.command()
 def compare(
     baseline: Annotated[
-        Path, typer.Argument(metavar="BASELINE", help="What run or peers wrote with --json.")
+        Path, typer.Argument(metavar="BASELINE", help="File that run or peers wrote with --json.")
     ],
     tolerance: Annotated[
-        float, typer.Option(min=0, max=99, metavar="PERCENT", help="A change not worth an alarm.")
+        float, typer.Option(min=0, max=99, metavar="PERCENT", help="Change that is no alarm.")
     ] = 3.0,
     repeats: Annotated[
         int | None,
-        typer.Option(min=1, show_default="those of BASELINE", help="Measured rounds."),
+        typer.Option(min=1, metavar="N", show_default="those of BASELINE", help="Measured rounds."),
     ] = None,
     threads: options.Threads = None,
     json_: options.Json = None,
 ) -> None:
-    """Measure the job of a file once more: did a speed-up change?
+    """Measure the job of a results file again: did a speed-up change?
 
-    For use in CI: speed-ups are compared, never times: the ratios of interleaved rounds, then and
-    now, with a bootstrap interval of 95%. Exit code 1: a path became slower by more than
-    --tolerance, beyond noise; disagrees with the reference now; or is missing. What differs from
-    process to process but not from round to round, 3 to 9% of a small picture's ratio on a shared
-    machine, the interval cannot know: in CI take pictures of 512x1024 or more and --repeats 20, or
-    a larger --tolerance.
+    Made for CI: it compares speed-ups, never times: the ratios of interleaved rounds, then and now,
+    with a bootstrap interval of 95%. Exit code 1: a path became slower by more than --tolerance,
+    beyond noise; no longer agrees with the reference; or is missing. The interval does not cover
+    what differs between processes rather than rounds, 3 to 9% of a small picture's ratio on a
+    shared machine: in CI use pictures of 512x1024 or more and --repeats 20, or a larger
+    --tolerance.
 
     [bold]Examples[/]
 
-    [cyan]fassd bench run --size 512x1024 --json base.json[/] and later [cyan]fassd bench compare
-    base.json[/]
+    [cyan]fassd bench run --size 512x1024 --json base.json[/]
 
     [cyan]fassd bench compare base.json --tolerance 10 --repeats 20[/]
     """

@@ -18,11 +18,13 @@ from fassd.cli.terminal import escape, escape_lines, say, visible
 
 ABOUT_WEIGHTS = {
     None: "random weights: labels are meaningless until trained weights are given (--weights)",
-    "streets": "streets weights, trained on CamVid's photographs and generated streets alone: of "
-    "other streets expect less (--weights cityscapes, or your own)",
-    "synthetic": "synthetic weights, trained on generated streets alone: photographs need others "
-    "(--weights streets, cityscapes, or your own)",
+    "streets": "streets weights, trained on CamVid's photographs and generated streets alone: "
+    "expect less on other streets (--weights cityscapes, or your own)",
+    "synthetic": "synthetic weights, trained on generated streets alone: for photographs use "
+    "others (--weights streets, cityscapes, or your own)",
 }
+# Commands in the order in which a newcomer meets them; others follow.
+MET = ("demo", "predict", "info", "val", "compare", "train", "data", "synth", "export")
 UsageError: Any = typer.BadParameter.__base__  # of options and arguments
 
 
@@ -38,6 +40,9 @@ class CommandGroup(TyperGroup):
             # typer keeps the line breaks of docstrings in addition to those of the terminal.
             paragraphs = (command.help or "").split("\n\n")
             command.help = "\n\n".join(" ".join(text.split()) for text in paragraphs)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=(*MET, *self.commands).index)
 
     def main(self, *args: Any, **settings: Any) -> Any:
         for stream in (sys.stdout, sys.stderr):
@@ -108,13 +113,13 @@ def root(
 
     [bold]Start here[/]
 
-    [cyan]fassd demo -o demo[/]   a generated street through plain PyTorch and fused kernels
+    [cyan]fassd demo -o demo[/]: a generated street, by plain PyTorch and by fused kernels
 
-    [cyan]fassd predict photo.jpg -o out[/]   your picture
+    [cyan]fassd predict photo.jpg -o out[/]: label your picture
 
-    [cyan]fassd bench run[/]   how fast this machine is
+    [cyan]fassd bench run[/]: how fast this machine is
 
-    [cyan]fassd info[/]   which networks there are
+    [cyan]fassd info[/]: which networks there are
     """
     if ctx.invoked_subcommand not in TIMING:
         fassd.wait_asleep()
@@ -172,11 +177,11 @@ def pick_network(
 
     if is_exported(model):
         if encoder_name is not None:
-            raise ValueError(f"{model} has its encoder; --encoder-name {encoder_name} has no use")
+            raise ValueError(f"{model} has an encoder: leave out --encoder-name {encoder_name}")
         return Network(str(model), weights, classes, alpha)
     if is_weights_file(model):
         if weights is not None:
-            raise ValueError(f"{model} holds its own weights; --weights {weights} has no use")
+            raise ValueError(f"{model} holds its own weights: leave out --weights {weights}")
         model, weights = None, str(model)
     own = None if weights == "random" else weights
     if encoder_name is not None:

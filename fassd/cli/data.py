@@ -9,9 +9,10 @@ import typer
 from rich.table import Table
 
 from fassd.cli import options
-from fassd.cli.common import app
+from fassd.cli.common import CommandGroup, app
 from fassd.cli.terminal import (
     console,
+    counted,
     escape,
     escape_lines,
     plain_table,
@@ -30,7 +31,8 @@ PROBLEMS_SHOWN = 20
 SIZES_SHOWN = 3
 
 data = typer.Typer(
-    help="Datasets: which cards are shipped, a card of your own, and whether a dataset is whole.",
+    cls=CommandGroup,
+    help="List the cards that ship, write a card for your data, check a dataset.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
@@ -39,7 +41,7 @@ app.add_typer(data, name="data")
 
 @data.command("list")
 def list_() -> None:
-    """The cards that come with the package, each a file to copy and change."""
+    """List the cards that come with the package; each is a file to copy and change."""
     from fassd.data.card import CARDS
     from fassd.data.cardfile import load_card, shipped_cards
 
@@ -54,17 +56,17 @@ def list_() -> None:
 @data.command()
 def new(
     folder: Annotated[
-        Path, typer.Argument(help="Folder of pictures with masks, or with polygons.")
+        Path, typer.Argument(metavar="FOLDER", help="Pictures with masks or polygons.")
     ],
 ) -> None:
-    """Look at a folder, and write a card for it that explains itself.
+    """Look at a folder and write a card for it, with comments that explain what was found.
 
-    Known are masks (PNG and the like, or .npy), and polygons of LabelMe, COCO and YOLO; beside the
-    pictures or in folders of their own, with folders of splits or without.
+    It recognises masks (PNG and the like, or .npy) and polygons of LabelMe, COCO and YOLO, beside
+    the pictures or in folders of their own, with or without folders for splits.
 
-    [bold]Example[/]
+    [bold]Examples[/]
 
-    [cyan]fassd data new photos/[/] writes photos/card.yaml
+    [cyan]fassd data new photos/[/]: writes photos/card.yaml
     """
     from fassd.data.newcard import write_card
 
@@ -82,23 +84,27 @@ def check(
     card: Annotated[
         str,
         typer.Argument(
+            metavar="CARD",
             help="A card's YAML file, a folder with card.yaml or Cityscapes in it, or the name of "
-            "a shipped card ([cyan]fassd data list[/])."
+            "a shipped card ([cyan]fassd data list[/]).",
         ),
     ],
     root: Annotated[
         Path | None,
-        typer.Option(help="Folder of the dataset; shipped cards need it."),
+        typer.Option(metavar="FOLDER", help="Folder of the dataset; shipped cards need it."),
     ] = None,
     split: Annotated[
-        list[str] | None, typer.Option(help="Only this split; may be repeated.")
+        list[str] | None, typer.Option(metavar="NAME", help="Only this split; may be repeated.")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, max=256, help="Threads; one a core, at most 8.")
+        int | None,
+        typer.Option(
+            min=1, max=256, metavar="N", show_default="one per core, at most 8", help="Threads."
+        ),
     ] = None,
     json_: options.Json = None,
 ) -> None:
-    """Read every picture and mask of a dataset, and tell all that is wrong.
+    """Read every picture and mask of a dataset and report all that is wrong.
 
     Exit code: 0 nothing is wrong (there may be warnings), 1 something is, 2 the card is unusable.
 
@@ -125,7 +131,7 @@ def check(
     _tell(report.errors, "[bold red]error:[/]")
     if json_ is not None:
         write_json(json_, report.to_json())
-    count = f"{len(report.errors)} errors, {len(report.warnings)} warnings"
+    count = f"{counted(report.errors, 'error')}, {counted(report.warnings, 'warning')}"
     say(f"{escape(dataset.name)} in {escape(str(dataset.root))}: {count}")
     if report.errors:
         raise typer.Exit(1)

@@ -18,12 +18,14 @@ from fassd.io.files import check_folder
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write to.")
+    ],
     model: options.Model = None,
     weights: options.Weights = None,
     backend: options.Backend = "auto",
     size: Annotated[Size, size_option(help="Size of the scene.")] = FULL_SIZE,
-    repeats: Annotated[int, typer.Option(min=1, help="Measured rounds.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, metavar="N", help="Measured rounds.")] = 5,
     device: options.Device = None,
     threads: options.Threads = None,
     seed: options.Seed = 1,

@@ -46,12 +46,16 @@ OF_THE_TALK = ["fc_hardnet_70", "fassd_net", "fassd_net_l1", "fassd_net_l2"]
 Data = Annotated[
     str,
     typer.Option(
+        metavar="CARD",
         help="A card (YAML), a shipped card's name, or a folder that holds Cityscapes "
         "(leftImg8bit/ and gtFine/) or a card.yaml.",
     ),
 ]
-Root = Annotated[Path | None, typer.Option(help="Folder of the data, for a card that has none.")]
-Split = Annotated[str, typer.Option(help="Which part of the data.")]
+Root = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Folder of the data, for a card that names none."),
+]
+Split = Annotated[str, typer.Option(metavar="NAME", help="Which part of the data.")]
 
 
 # -------------------------------------------------------------------------------------------- val
@@ -76,36 +80,39 @@ def val(
         list[str] | None,
         typer.Option(
             metavar="CLASS",
-            help="Leave this class out of mIoU and the other means, may be repeated.",
+            help="Leave this class out of mIoU and the other means; may be repeated.",
         ),
     ] = None,
     temperature: Temperature = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Only the first pictures of the split.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Only the first N pictures of the split."),
     ] = None,
     json_: options.Json = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for the confusion matrix.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FOLDER", help="Write confusion matrix and scores here."
+        ),
     ] = None,
 ) -> None:
     """Score a network on labelled pictures: IoU, Dice, precision and recall of every class and
     their means, pixel accuracy.
 
-    Every picture is seen at full resolution, alone, as the authors do; --scales and --flip
-    average the probabilities of several views. Classes are matched by name where the weights tell
-    their names, as those of [cyan]fassd train[/] do, else by position; where one of a card covers
-    several of the network's, as CamVid's do, their probabilities are summed. An exported file
-    ([cyan]-m net.onnx[/]) is scored by the same rules; one that takes a single size sees every
-    picture resized to it. With -o: [cyan]confusion.csv[/] (pixels), [cyan]confusion.png[/] (shares)
-    and [cyan]scores.json[/], and [cyan]reliability.png[/]: of the labels that are said to be right
-    with a probability, how many are.
+    Every picture is scored alone and at full resolution, as the authors do; --scales and --flip
+    average the probabilities of several views. Classes are matched by name if the weights know
+    their names, as those of [cyan]fassd train[/] do, else by position; where a class of the card
+    covers several of the network's, as CamVid's do, their probabilities are summed. An exported
+    file ([cyan]-m net.onnx[/]) is scored by the same rules; if it takes a single size, pictures are
+    resized to it. -o writes [cyan]confusion.csv[/] (pixels), [cyan]confusion.png[/] (shares),
+    [cyan]scores.json[/] and [cyan]reliability.png[/] (how many of the labels with a given
+    probability are right).
 
-    --without leaves classes out of the means, as the background often is; their pixels are
-    counted all the same, in the scores of the others too. A mean is over the classes that have the
-    score: recall of those in the truth, precision of those that were predicted, IoU and Dice of
-    those in either.
+    --without leaves a class, often the background, out of the means; its pixels still count in the
+    scores of the other classes. A mean is taken over the classes that have the score: recall of
+    those in the truth, precision of those that were predicted, IoU and Dice of those in either.
 
-    Under [cyan]torchrun[/] the pictures are shared out; the scores are the same.
+    Under [cyan]torchrun[/] the processes share the pictures; the scores stay the same.
 
     A picture that cannot be used is reported and the rest goes on. Exit code: 0 all done, 1 some
     pictures skipped, 2 nothing done.
@@ -122,7 +129,7 @@ def val(
 
     [cyan]fassd val --data cityscapes/ -w best.safetensors --temperature fit[/]
 
-    [cyan]torchrun --nproc-per-node 4 -m fassd val --data cityscapes/ -w cityscapes --flip[/]
+    [cyan]torchrun --nproc-per-node 4 -m fassd val --data cityscapes/ -w cityscapes[/]
     """
     from fassd.data import SegmentationDataset, load_card
     from fassd.distributed import is_main, process_group
@@ -272,10 +279,10 @@ def compare(
             "-i",
             parser=numbers(int, "whole number"),
             metavar="N,N,...",
-            help="Which pictures, from 0.",
+            help="Which pictures, counted from 0.",
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The PNG file to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="PNG", help="File to write.")],
     root: Root = None,
     split: Split = "val",
     model: Annotated[
@@ -284,15 +291,17 @@ def compare(
             "--model",
             "-m",
             metavar="NAME[=WEIGHTS]",
-            help="A column, may be repeated; WEIGHTS as --weights of [cyan]fassd val[/]; a file of "
-            "[cyan]fassd train[/] needs no NAME=. "
+            help="Network of a column; may be repeated. WEIGHTS is what --weights of "
+            "[cyan]fassd val[/] takes; a file of [cyan]fassd train[/] needs no NAME=. "
             f"Default: {', '.join(OF_THE_TALK)}.",
         ),
     ] = None,
     weights_dir: Annotated[
         Path | None,
         typer.Option(
-            "--weights-dir", help="Folder of NAME.safetensors, for models without =WEIGHTS."
+            "--weights-dir",
+            metavar="FOLDER",
+            help="Where NAME.safetensors lies, for models without =WEIGHTS.",
         ),
     ] = None,
     alpha: options.Alpha = None,
@@ -301,20 +310,19 @@ def compare(
     device: options.Device = None,
     threads: options.Threads = None,
     scores: Annotated[
-        bool, typer.Option(help="Write each picture's own mIoU under the predictions.")
+        bool, typer.Option(help="Write each picture's own mIoU below the predictions.")
     ] = True,
     width: Annotated[
-        int, typer.Option(min=32, max=4096, help="Pixels that a column is wide.")
+        int, typer.Option(min=32, max=4096, metavar="PIXELS", help="Width of a column.")
     ] = 640,
 ) -> None:
     """Put networks side by side in one picture: input, ground truth, and what each makes of it.
 
     [bold]Examples[/]
 
-    [cyan]fassd compare --data cityscapes/ --index 0,5,7 -o panel.png --weights-dir runs/best[/]
+    [cyan]fassd compare --data cityscapes/ -i 0,5,7 -o panel.png --weights-dir runs/best[/]
 
-    [cyan]fassd compare --data cityscapes/ -i 3 -o panel.png -m fassd_net=cityscapes
-    -m fassd_net_l2=my.safetensors[/]
+    [cyan]fassd compare --data streets/ -i 3 -o panel.png -m fassd_net_l2=cityscapes[/]
     """
     from fassd.data import SegmentationDataset, load_card
     from fassd.io.images import write_image
@@ -357,7 +365,7 @@ def _check_indices(indices: Sequence[int], length: int, split: str) -> None:
     for index in indices:
         if not 0 <= index < length:
             raise ValueError(
-                f"--index must be 0 to {length - 1}, as the split {split!r} has {length} "
+                f"--index must be from 0 to {length - 1}, since the split {split!r} has {length} "
                 f"pictures, got {index}"
             )
 

@@ -36,75 +36,94 @@ def parse_any_size(text: str | Size) -> Size | None:
 
 OutputFile = Annotated[
     Path,
-    typer.Option("--output-file", "-o", help="The file: NAME.onnx, .pt2, .xml or .engine."),
+    typer.Option(
+        "--output-file", "-o", metavar="FILE", help="NAME.onnx, NAME.pt2, NAME.xml or NAME.engine."
+    ),
 ]
 Model = Annotated[
     str | None,
     typer.Argument(
-        help="Network; [cyan]fassd info[/] lists them. A file of [cyan]fassd train[/], here or "
-        "as --weights, tells it.",
-        metavar="[MODEL]",
+        help="Network, one of [cyan]fassd info[/], or a file of [cyan]fassd train[/]; not needed "
+        "with a --weights file that names its network.",
+        metavar="MODEL",
         show_default=False,
     ),
 ]
 Format = Annotated[
     Literal["onnx", "torch", "aoti", "openvino", "tensorrt"] | None,
-    typer.Option("--format", "-f", help="By the file's ending, if not given; .pt2: torch."),
+    typer.Option(
+        "--format",
+        "-f",
+        metavar="NAME",
+        show_default="by the file's ending; torch for .pt2",
+        help="onnx, torch, aoti, openvino or tensorrt.",
+    ),
 ]
 ClassCard = Annotated[
     str | None,
     typer.Option(
-        help="A card whose classes' names and colours the file gets; without it those of the "
-        "weights.",
+        metavar="CARD",
+        show_default="those of the weights",
+        help="Card whose names and colours of classes the file gets.",
     ),
 ]
 InputSize = Annotated[
     Size | None,
     typer.Option(
         parser=parse_any_size,
-        metavar="HxW|dynamic",
+        metavar="HxW",
         show_default=str(FULL_SIZE),
-        help="Of the input; dynamic: any.",
+        help="Size of the input, or [cyan]dynamic[/] for any.",
     ),
 ]
 ExportDtype = Annotated[
     Literal["float32", "float16", "bfloat16", "int8"],
-    typer.Option(help="What it computes in; input and output stay as they are."),
+    typer.Option(
+        metavar="DTYPE",
+        help="Precision inside: float32, float16, bfloat16 or int8. Input and output stay as they "
+        "are.",
+    ),
 ]
 Output = Annotated[
     Literal["logits", "labels", "labels+confidence"],
     typer.Option(
-        help="logits: float32 NxCxHxW; labels: uint8 NxHxW, the argmax inside; or these and, as a "
-        "second output alike, how certain they are, of 255."
+        metavar="KIND",
+        help="[cyan]logits[/]: float32 NxCxHxW; [cyan]labels[/]: uint8 NxHxW, with the argmax "
+        "inside; [cyan]labels+confidence[/]: a second output, uint8 NxHxW, says how certain they "
+        "are, 255 for certain.",
     ),
 ]
 Confidence = Annotated[
     Literal["probability", "margin", "entropy"] | None,
     typer.Option(
+        metavar="KIND",
         show_default="margin",
-        help="What the second output is (--output labels+confidence), as of fassd predict.",
+        help="Second output of labels+confidence: probability, margin or entropy, as in "
+        "[cyan]fassd predict[/].",
     ),
 ]
 Preprocess = Annotated[
     bool,
     typer.Option(
-        "--preprocess/--no-preprocess",
-        help="Take uint8 RGB NxHxWx3 and normalise inside, in place of float32 NxCxHxW, BGR or, "
-        "of an encoder of timm, RGB.",
+        "--preprocess",
+        help="Take uint8 RGB NxHxWx3 and normalise it inside, in place of normalised float32 "
+        "NxCxHxW (BGR; RGB for encoders from timm).",
     ),
 ]
 Calibration = Annotated[
     list[str] | None,
     typer.Option(
-        help=f"For int8: pictures, folders or patterns; the first {CALIBRATION}, resized."
+        metavar="SOURCE",
+        help=f"Pictures for int8: files, folders or patterns; the first {CALIBRATION} are used, "
+        "resized. May be repeated.",
     ),
 ]
 Verify = Annotated[
     bool | None,
     typer.Option(
         "--verify/--no-verify",
-        help="Compare the file with its source before it gets its name; by default where the "
-        "runtime is here.",
+        show_default="where the runtime is installed",
+        help="Compare the file with its source before it gets its name.",
     ),
 ]
 Tolerance = Annotated[
@@ -113,12 +132,17 @@ Tolerance = Annotated[
         min=0,
         max=100,
         metavar="PERCENT",
-        help="Labels that may differ; 0.1 in float32, 1 in 16 bits, 5 in int8.",
+        show_default="0.1 in float32, 1 in 16 bits, 5 in int8",
+        help="Labels that may differ.",
     ),
 ]
 Pictures = Annotated[
     list[str] | None,
-    typer.Option(help="What to verify on; generated streets if not given."),
+    typer.Option(
+        metavar="SOURCE",
+        show_default="generated streets",
+        help="Pictures to verify with. May be repeated.",
+    ),
 ]
 
 
@@ -133,13 +157,15 @@ def export(
     encoder_name: options.EncoderName = None,
     data: ClassCard = None,
     size: InputSize = FULL_SIZE,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures per call.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures per call.")] = 1,
     dtype: ExportDtype = "float32",
     output: Output = "logits",
     confidence: Confidence = None,
     preprocess: Preprocess = False,
     backend: options.Backend = "auto",
-    opset: Annotated[int | None, typer.Option(help="Version of ONNX's operators.")] = None,
+    opset: Annotated[
+        int | None, typer.Option(metavar="N", help="Version of ONNX's operators.")
+    ] = None,
     calibration: Calibration = None,
     verify: Verify = None,
     tolerance: Tolerance = None,
@@ -149,15 +175,15 @@ def export(
 ) -> None:
     """Write a network as a file for ONNX Runtime, PyTorch, C++, OpenVINO or TensorRT.
 
-    [cyan]onnx[/]: checked by ONNX's own checker; float16, or int8 by ONNX Runtime's quantisation.
-    [cyan]torch[/]: a torch.export program. [cyan]aoti[/]: an AOTInductor package, which C++ runs
-    without Python. With --backend other than reference these two call the operators of
-    fassd_kernels, which the program has to load. [cyan]openvino[/]: IR; int8 by NNCF.
-    [cyan]tensorrt[/]: an engine for the GPU that is here; without TensorRT, the ONNX file and the
-    trtexec line that builds it.
+    Formats: [cyan]onnx[/], checked by ONNX's own checker, also in float16, or in int8 through ONNX
+    Runtime's quantisation. [cyan]torch[/], a torch.export program. [cyan]aoti[/], an AOTInductor
+    package, which C++ runs without Python. Unless --backend is reference, these two call the
+    operators of fassd_kernels, which the program has to load. [cyan]openvino[/], IR; int8 through
+    NNCF. [cyan]tensorrt[/], an engine for this machine's GPU; without TensorRT, the ONNX file and
+    the trtexec line that builds the engine.
 
     The file describes itself (network, classes, colours, normalisation, size, versions), and
-    [cyan]fassd val[/], [cyan]predict[/] and [cyan]bench[/] take it as --model.
+    [cyan]fassd val[/], [cyan]predict[/] and [cyan]bench run[/] take it as --model.
 
     Exit code: 0 done, 2 nothing written; a file that fails --verify is not written.
 
@@ -167,8 +193,7 @@ def export(
 
     [cyan]fassd export fassd_net -o net.onnx --size dynamic --preprocess --output labels[/]
 
-    [cyan]fassd export fassd_net_l2 -o net.onnx --dtype int8 --calibration streets/leftImg8bit/train
-    --size 512x1024[/]
+    [cyan]fassd export fassd_net_l2 -o net.onnx --dtype int8 --calibration photos/[/]
 
     [cyan]fassd export fassd_net -o net.pt2 --format aoti --preprocess --output labels[/]
     """
@@ -180,13 +205,15 @@ def export(
     check_file(json_)
     kind = _kind(output_file, format_)
     if calibration and dtype != "int8":
-        raise ValueError("--calibration: only with --dtype int8")
+        raise ValueError("--calibration works only with --dtype int8")
     if confidence and output != "labels+confidence":
-        raise ValueError("--confidence: only with --output labels+confidence")
+        raise ValueError("--confidence works only with --output labels+confidence")
     set_threads(threads)
     infos = _classes(data, classes)
     if model is None and weights is None:
-        raise ValueError("MODEL must be a network's name, or --weights a file of fassd train")
+        raise ValueError(
+            "which network? Give its name as MODEL, or a file of fassd train as --weights"
+        )
     count = len(infos) or 19
     chosen = pick_network(model, weights, classes, alpha, encoder_name, default_classes=count)
     request = Request(
@@ -229,7 +256,7 @@ def _kind(file: Path, asked: str | None) -> str:
 
     kind = asked or FORMAT_OF.get(file.suffix)
     if kind is None:
-        raise ExportError(f"{file}: name it .onnx, .pt2, .xml or .engine, or give --format")
+        raise ExportError(f"{file}: end its name in .onnx, .pt2, .xml or .engine, or give --format")
     if file.suffix not in SUFFIX_OF[kind]:
         endings = " or ".join(SUFFIX_OF[kind])
         raise ExportError(f"{file}: a file of the format {kind} ends in {endings}")
@@ -245,7 +272,9 @@ def _classes(card: str | None, classes: int | None) -> tuple[LabelClass, ...]:
 
     found = tuple(load_card(card, root=CARDS).classes)  # any folder: no files are searched for
     if classes not in (None, len(found)):
-        raise ValueError(f"--classes {classes}: the card {card} has {len(found)} classes")
+        raise ValueError(
+            f"--classes {classes}: the card {card} has {len(found)}: leave out --classes"
+        )
     return found
 
 

@@ -18,26 +18,29 @@ def info(
     name: Annotated[
         str | None,
         typer.Argument(
+            metavar="NAME",
             help="Network, or a file of [cyan]fassd train[/]; without it, all networks are listed. "
-            "With --encoders, a part of their names, or a pattern with * and ?."
+            "With --encoders: part of their names, or a pattern with * and ?.",
         ),
     ] = None,
     encoders: Annotated[
-        bool, typer.Option("--encoders", help="List the encoders of timm that networks can have.")
+        bool, typer.Option("--encoders", help="List the encoders from timm that fit.")
     ] = False,
     weights: Annotated[
         str | None,
-        typer.Option("--weights", "-w", help="Trained weights, a file that tells its network."),
+        typer.Option(
+            "--weights", "-w", metavar="FILE", help="Trained weights that name their network."
+        ),
     ] = None,
     input_: Annotated[Size, size_option("--input", help="Size of the input.")] = FULL_SIZE,
     classes: options.Classes = None,
     alpha: options.Alpha = None,
     encoder_name: options.EncoderName = None,
 ) -> None:
-    """What a network costs, part by part; or, without a name, which networks there are.
+    """Show what a network costs, part by part; or, without a name, which networks there are.
 
-    Parameters, multiply-accumulates, activation memory, and the taps of dilated convolutions
-    that read only padding at that input size.
+    The costs are parameters, multiply-accumulates, activation memory, and the taps of dilated
+    convolutions that read only padding at the given input size.
 
     [bold]Examples[/]
 
@@ -49,8 +52,9 @@ def info(
 
     [cyan]fassd info runs/plants/best.safetensors[/]
 
-    [cyan]fassd info --encoders 'resnet*d'[/] and [cyan]fassd info fassd_net --encoder-name
-    resnet18d[/]
+    [cyan]fassd info --encoders 'resnet*d'[/]
+
+    [cyan]fassd info fassd_net --encoder-name resnet18d[/]
     """
     if encoders:
         console().print(_encoders(name or ""))
@@ -89,12 +93,14 @@ def _encoders(pattern: str) -> Table:
 
     table = plain_table(
         "encoder", ">M params", ">GMACs",
-        title="Encoders of timm, without context and decoder, at 1024x2048", title_justify="left",
+        title="Encoders alone, at 1024x2048", title_justify="left",
     )  # fmt: skip
     for name, cost in encoder_costs(pattern):
         table.add_row(name, f"{cost.params / 1e6:.2f}", f"{cost.macs / 1e9:.1f}")
     if not table.row_count:
-        raise ValueError(f"no encoder of timm that fits is named like {pattern!r}")
+        raise ValueError(
+            f"no encoder from timm that fits matches {pattern!r}; fassd info --encoders lists all"
+        )
     return table
 
 

@@ -79,7 +79,7 @@ def job_of_file(job: Job, weights: str | None, given: list[str]) -> Job:
     if weights is None and data.weights not in (None, "streets", "synthetic", "cityscapes"):
         raise ValueError(
             f"{job.model} was made with the weights {data.weights}: give that file as --weights, "
-            "to compare with"
+            "for the comparison"
         )
     source = pick_network(
         data.variant, weights or data.weights or "random", data.num_classes, data.alpha

@@ -71,7 +71,7 @@ def numbers(
             if (number := kind(text)) >= least:
                 return number
         raise typer.BadParameter(
-            f"{text!r} is no {what}; write numbers with commas between, like 1,2,4"
+            f"{text!r} is not a {what}; separate numbers by commas, like 1,2,4"
         )
 
     return listed(parse)
@@ -102,7 +102,11 @@ def size_option(*names: str, help: str) -> Any:
 
 def classes_option(most: int) -> Any:
     return typer.Option(
-        min=1, max=most, show_default="those of the weights, or 19", help="Number of classes."
+        min=1,
+        max=most,
+        metavar="N",
+        show_default="those of the weights, or 19",
+        help="Number of classes.",
     )
 
 
@@ -112,8 +116,9 @@ Model = Annotated[
         "--model",
         "-m",
         show_default="that of the weights, or fassd_net",
-        help="Network; [cyan]fassd info[/] lists them. [cyan]val[/], [cyan]predict[/] and "
-        "[cyan]bench run[/] also take a file of [cyan]fassd export[/].",
+        metavar="NAME",
+        help="Network, one of [cyan]fassd info[/]; in [cyan]val[/], [cyan]predict[/] and "
+        "[cyan]bench run[/] also a file of [cyan]fassd export[/].",
     ),
 ]
 Weights = Annotated[
@@ -121,11 +126,12 @@ Weights = Annotated[
     typer.Option(
         "--weights",
         "-w",
-        help="Trained weights: a file (.pkl, .pth, .pt, .safetensors); [cyan]cityscapes[/], the "
-        "authors' own, downloaded once; [cyan]streets[/], ours, of generated streets and "
-        "CamVid; [cyan]synthetic[/], ours, of generated streets alone; [cyan]random[/]. Without it "
-        "streets, or random where the network has none. A file of "
-        "[cyan]fassd train[/] tells network, classes and colours.",
+        metavar="NAME",
+        show_default="streets, or random if there are none",
+        help="Trained weights: a file (.safetensors, .pth, .pt, .pkl), [cyan]cityscapes[/] (the "
+        "authors' own, downloaded once), [cyan]streets[/] (ours, trained on CamVid and generated "
+        "streets), [cyan]synthetic[/] (ours, generated streets only) or [cyan]random[/]. A file of "
+        "[cyan]fassd train[/] also sets network, classes and colours.",
     ),
 ]
 Classes = Annotated[int | None, classes_option(65536)]
@@ -133,8 +139,9 @@ Alpha = Annotated[
     int | None,
     typer.Option(
         min=1,
+        metavar="N",
         show_default="that of the weights, or 2",
-        help="How much narrower DAPF's branches are.",
+        help="Reduction: DAPF's branches have 1/N of its channels.",
     ),
 ]
 EncoderName = Annotated[
@@ -142,8 +149,9 @@ EncoderName = Annotated[
     typer.Option(
         "--encoder-name",
         show_default="that of the weights, or HarDNet",
-        help="An encoder of timm in place of HarDNet; [cyan]fassd info --encoders[/] lists them. "
-        "[cyan]-m fassd_net@resnet18d[/] says the same.",
+        metavar="NAME",
+        help="Encoder from timm in place of HarDNet, one of [cyan]fassd info --encoders[/]. "
+        "[cyan]-m fassd_net@NAME[/] does the same.",
     ),
 ]
 Backend = Annotated[
@@ -151,20 +159,27 @@ Backend = Annotated[
     typer.Option(
         "--backend",
         "-b",
-        help="[cyan]auto[/]: the fastest fused kernels here; [cyan]reference[/]: plain PyTorch; or "
-        "one that [cyan]python -m fassd_kernels[/] lists.",
+        metavar="NAME",
+        help="[cyan]auto[/] (the fastest kernels here), [cyan]reference[/] (plain PyTorch), or one "
+        "of [cyan]python -m fassd_kernels[/].",
     ),
 ]
 DtypeName = Literal["float32", "float16", "bfloat16"]
 DTYPES = get_args(DtypeName)
-Dtype = Annotated[DtypeName, typer.Option(help="Precision.")]
+Dtype = Annotated[DtypeName, typer.Option(metavar="DTYPE", help=f"Precision: {', '.join(DTYPES)}.")]
 Device = Annotated[
     str | None,
-    typer.Option(help="[cyan]cpu[/], [cyan]cuda[/], [cyan]cuda:1[/]; a GPU if any."),
+    typer.Option(
+        metavar="NAME",
+        show_default="a GPU if there is one",
+        help="[cyan]cpu[/], [cyan]cuda[/] or [cyan]cuda:1[/].",
+    ),
 ]
 Threads = Annotated[
     int | None,
-    typer.Option(min=1, max=1024, help="CPU threads; PyTorch's choice if not given."),
+    typer.Option(
+        min=1, max=1024, metavar="N", show_default="PyTorch's choice", help="CPU threads."
+    ),
 ]
 Scales = Annotated[
     Sequence[float],
@@ -172,11 +187,11 @@ Scales = Annotated[
         parser=numbers(float, "number"),
         metavar="S,S,...",
         show_default="1",
-        help="Sizes to see each picture at, as factors; probabilities of all views are averaged.",
+        help="Scales at which each picture is seen; the probabilities of all views are averaged.",
     ),
 ]
-Flip = Annotated[bool, typer.Option("--flip", help="See each picture mirrored, too.")]
-Seed = Annotated[int, typer.Option(min=0, help="Which street scene.")]
+Flip = Annotated[bool, typer.Option("--flip", help="Also see each picture mirrored.")]
+Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Which street scene.")]
 
 
 @dataclass(frozen=True)
@@ -225,4 +240,7 @@ def with_groups(command: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
-Json = Annotated[Path | None, typer.Option("--json", help="Also write every figure to this file.")]
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Also write every figure to this file."),
+]

@@ -33,15 +33,19 @@ ROWS_SHOWN = 20  # pictures in the table at the end
 Sources = Annotated[
     list[str],
     typer.Argument(
+        metavar="SOURCE",
         help="Pictures, videos, folders, quoted patterns like 'in/**/*.png', cameras "
         "([cyan]camera:0[/]), addresses ([cyan]rtsp://...[/]), numbered sequences "
-        "([cyan]frame%04d.png[/])."
+        "([cyan]frame%04d.png[/]).",
     ),
 ]
 Output = Annotated[
     Path,
     typer.Option(
-        "--output", "-o", help="Folder to write to; for one picture or video a file as well."
+        "--output",
+        "-o",
+        metavar="PATH",
+        help="Folder to write to; for a single picture or video also a file.",
     ),
 ]
 InputSize = Annotated[
@@ -49,7 +53,8 @@ InputSize = Annotated[
     typer.Option(
         parser=parse_size,
         metavar="HxW",
-        help="Size that the network sees; results keep the picture's. Its own if not given.",
+        show_default="the picture's own",
+        help="Size at which the network sees a picture; results keep the picture's own.",
     ),
 ]
 
@@ -68,25 +73,25 @@ def predict(
     device: options.Device = None,
     threads: options.Threads = None,
     again: Annotated[
-        bool, typer.Option("--again", help="Do finished files of the output folder again.")
+        bool, typer.Option("--again", help="Redo what the output folder already has.")
     ] = False,
     results: ResultOptions,
     strips: StripOptions,
 ) -> None:
     """Segment pictures and videos.
 
-    For each picture three files: [cyan]NAME_color.png[/] (label map in colours),
+    Writes three files for each picture: [cyan]NAME_color.png[/] (labels in colours),
     [cyan]NAME_overlay.png[/] (colours over the picture) and [cyan]NAME_trainids.png[/] (class
     indices, 8 or 16 bits). [cyan]--label-ids cityscapes[/] adds [cyan]NAME_labelids.png[/], with
-    the ids that the masks of this card have, and the server of its benchmark takes. Folders are
-    searched with their subfolders, whose tree is kept; equal names get -2, -3, ...
+    the ids of that data set's masks, which its benchmark's server takes. Folders are searched with
+    their subfolders, whose tree is kept; equal names get -2, -3, ...
 
     Grey, palette, CMYK, RGBA (laid over grey), 16-bit (--range) and EXIF-rotated pictures are read;
-    of several pages or frames the first. A picture or folder that cannot be read is reported and
+    of several pages or frames, the first. A picture or folder that cannot be read is reported and
     the rest goes on.
 
-    Where -o names a file (photo.png) for one picture, that is written alone, as --view says. A name
-    that ends as a file does and is no folder counts as one.
+    If -o names a file, such as out.png, and there is one picture, that file alone is written;
+    --view says what it shows.
 
     [cyan]--scales 0.75,1,1.25 --flip[/] averages the probabilities of six views, as
     [cyan]fassd val[/] does, which takes six times as long.
@@ -94,21 +99,21 @@ def predict(
     A video becomes the file that -o names (.mp4, .m4v, .mov, .mkv, .webm), or in a folder
     [cyan]NAME_VIEW.mp4[/], with its sound, frame rate and timestamps. Rotated videos come out
     upright; odd sides are made even by repeating the last row or column. Damaged frames are
-    skipped and counted. With [cyan]--view trainids[/] its frames are grey, their levels the class
+    skipped and counted. With [cyan]--view trainids[/] the grey levels of its frames are the class
     indices, without loss ([cyan]NAME_trainids.mkv[/], FFV1). A stream that drops is opened again;
     where the network is slower than a camera or stream, frames are dropped. Ctrl-C ends a video
-    early, and it plays. Videos need [cyan]pip install 'fassd-net\\[video]'[/].
+    early, and what was written plays. Videos need [cyan]pip install 'fassd-net\\[video]'[/].
 
-    Run again, the same command goes on where it was killed: files whose results are in the output
-    folder are passed over, unless they or the options changed (--again does them anyway). Results
-    are never sources: those that the record of their folder ([cyan].fassd-predict.jsonl[/]) lists
-    are passed over in folders and patterns, and counted.
+    A command that was killed continues when it is run again: files that have their results in the
+    output folder are skipped, unless they or the options changed (--again redoes them). Results
+    are never taken for sources: those listed in [cyan].fassd-predict.jsonl[/] of their folder are
+    skipped in folders and patterns, and counted.
 
-    A picture that does not fit in memory is done with --strips: its labels are the same, and
-    written as TIFFs, [cyan]NAME_trainids.tif[/] (class indices, in a palette of their colours) and
+    For a picture that does not fit in memory there is --strips. The labels are the same; they are
+    written as TIFFs, [cyan]NAME_trainids.tif[/] (class indices, with a palette) and
     [cyan]NAME_overlay.tif[/]. It needs [cyan]pip install 'fassd-net\\[tiff]'[/].
 
-    Under [cyan]torchrun[/] the sources are shared out.
+    Under [cyan]torchrun[/] the processes share the sources.
 
     Exit code: 0 all done, 1 some sources failed, 2 nothing done, 130 stopped by Ctrl-C.
 
@@ -118,7 +123,7 @@ def predict(
 
     [cyan]fassd predict plants/ -o out -w runs/plants/best.safetensors[/]
 
-    [cyan]fassd predict photos/ more/*.png -o out -m fassd_net_l2 --device cuda --dtype float16[/]
+    [cyan]fassd predict photos/ more/*.png -o out --device cuda --dtype float16[/]
 
     [cyan]fassd predict 'drive/**/*.jpg' -o out --size 512x1024 --opacity 0.7[/]
 

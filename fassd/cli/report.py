@@ -16,32 +16,36 @@ from fassd.io.files import check_folder
 
 @app.command()
 def report(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write to.")
+    ],
     results: Annotated[
         list[Path] | None,
         typer.Option(
             "--results",
             "-r",
-            help="Folder of results files; may be repeated, the nearest first. Without it: "
-            "[cyan]results[/] in the output folder, then those of the checkout.",
+            metavar="FOLDER",
+            show_default="OUTPUT/results, then those of the checkout",
+            help="Folder of results files; may be repeated, most important first.",
         ),
     ] = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="First measure what the folder does not hold yet.")
     ] = False,
     full: Annotated[
-        bool, typer.Option("--full", help="With --measure: every peer, and peak memory.")
+        bool, typer.Option("--full", help="With --measure: every other runtime, and memory.")
     ] = False,
     size: Annotated[
         Size,
         size_option(
-            help="With --measure: of the largest pictures. The tables of networks want 1024x2048."
+            help="With --measure: size of the largest pictures. The networks' tables need "
+            "1024x2048."
         ),
     ] = FULL_SIZE,
-    repeats: Annotated[int, typer.Option(min=1, help="With --measure: rounds.")] = 7,
+    repeats: Annotated[int, typer.Option(min=1, metavar="N", help="With --measure: rounds.")] = 7,
     threads: options.Threads = None,
 ) -> None:
-    """Put what was measured on one page: report.html, and report.md with pictures.
+    """Put measurements on one page: report.html, and report.md with pictures.
 
     The page holds the authors' ablation with what this machine makes of it, speed against
     accuracy, the time per layer against its floor, what factorised convolutions buy, dead taps,
@@ -67,7 +71,7 @@ def report(
     from fassd.bench.report.results import collect
 
     if full and not measure:
-        raise ValueError("--full: only with --measure")
+        raise ValueError("--full works only with --measure")
     check_matplotlib()
     check_folder(output)
     own = output / "results"

@@ -33,10 +33,9 @@ AllowedHosts = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME",
-        help="A further name by which browsers and clients may ask for the server, such as "
-        "that of a proxy before it; may be repeated. On a loopback --host others than "
-        "localhost and loopback addresses are refused; on any other --host all names are "
-        "served, unless this is given.",
+        help="Another name under which clients may ask for the server, such as that of a proxy "
+        "in front of it; may be repeated. A server on a loopback --host answers to localhost and "
+        "loopback addresses otherwise; one on another --host to any name, unless this is given.",
     ),
 ]
 Models = Annotated[
@@ -45,8 +44,8 @@ Models = Annotated[
         "--model",
         "-m",
         metavar="NAME[=WEIGHTS]",
-        help="A network to offer, may be repeated, the first is the default; WEIGHTS as "
-        "--weights of [cyan]fassd predict[/]; a file of [cyan]fassd train[/] or "
+        help="Network to offer; may be repeated, the first is the default. WEIGHTS is what "
+        "--weights of [cyan]fassd predict[/] takes; a file of [cyan]fassd train[/] or "
         f"[cyan]fassd export[/] needs no NAME=. Default: {', '.join(SERVED)}, or that of "
         "--weights.",
     ),
@@ -54,12 +53,20 @@ Models = Annotated[
 ServedClasses = Annotated[int | None, options.classes_option(256)]
 Range = Annotated[
     str | None,
-    typer.Option("--range", metavar="LOW:HIGH|auto", help="As --range of [cyan]fassd predict[/]."),
+    typer.Option(
+        "--range", metavar="LOW:HIGH", help="The same as --range of [cyan]fassd predict[/]."
+    ),
 ]
-Host = Annotated[str, typer.Option(help="Address to listen on; others than loopback: anybody.")]
+Host = Annotated[
+    str,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Address to listen on. Anything but a loopback address lets other machines in.",
+    ),
+]
 BatchWait = Annotated[
     float,
-    typer.Option(min=0, max=1000, help="Milliseconds to wait for a batch."),
+    typer.Option(min=0, max=1000, metavar="MS", help="Milliseconds to wait for more pictures."),
 ]
 
 
@@ -68,7 +75,10 @@ def serve(
     host: Host = "127.0.0.1",
     allow_host: AllowedHosts = None,
     port: Annotated[
-        int, typer.Option("--port", "-p", min=0, max=65535, help="Port; 0 takes a free one.")
+        int,
+        typer.Option(
+            "--port", "-p", min=0, max=65535, metavar="N", help="Port; 0 picks a free one."
+        ),
     ] = 8000,
     model: Models = None,
     weights: options.Weights = None,
@@ -79,33 +89,43 @@ def serve(
     dtype: options.Dtype = "float32",
     device: options.Device = None,
     threads: options.Threads = None,
-    max_bytes: Annotated[int, typer.Option(min=1024, help="Of an upload.")] = 16 * 1024**2,
+    max_bytes: Annotated[
+        int, typer.Option(min=1024, metavar="N", help="Largest upload, in bytes.")
+    ] = 16 * 1024**2,
     max_pixels: Annotated[
-        int, typer.Option(min=4096, help="Of a picture, and of a batch.")
+        int,
+        typer.Option(min=4096, metavar="N", help="Largest picture, and largest batch, in pixels."),
     ] = 8_400_000,
     range_: Range = None,
-    queue: Annotated[int, typer.Option(min=1, max=1024, help="Pictures that may wait.")] = 16,
+    queue: Annotated[
+        int, typer.Option(min=1, max=1024, metavar="N", help="Pictures that may wait.")
+    ] = 16,
     timeout: Annotated[
-        float, typer.Option(min=0.1, max=3600, help="Seconds, for upload and answer.")
+        float,
+        typer.Option(
+            min=0.1, max=3600, metavar="SECONDS", help="Time for an upload, and for its answer."
+        ),
     ] = 30,
     batch: Annotated[
-        int, typer.Option(min=1, max=64, help="Pictures that a network takes at once.")
+        int,
+        typer.Option(min=1, max=64, metavar="N", help="Pictures that a network takes at once."),
     ] = 4,
     batch_wait: BatchWait = 0,
 ) -> None:
     """Serve a live page, and labels over HTTP.
 
-    The page takes a picture, a video or the webcam, and shows classes, latency and frames a second
-    of plain PyTorch beside fused kernels. It works offline: nothing is loaded from elsewhere.
+    The page takes a picture, a video or the webcam, and shows classes, latency and frames per
+    second, with plain PyTorch beside the fused kernels. It works offline: nothing is loaded from
+    elsewhere.
 
     [cyan]POST /v1/segment[/] answers a picture with its labels, as PNG or run lengths;
-    [cyan]/v1/models[/] tells what can be chosen, [cyan]/openapi.json[/] all of the interface;
-    [cyan]/healthz[/] and [cyan]/metrics[/] (Prometheus) are for operators. Nothing is kept, and
-    nothing goes to the disk. There are no passwords: mind who reaches --host. Pages of other sites
-    are refused, and no address can take all places.
+    [cyan]/v1/models[/] lists what can be chosen, [cyan]/openapi.json[/] describes the interface;
+    [cyan]/healthz[/] and [cyan]/metrics[/] (Prometheus) are for operators. Nothing is kept or
+    written to disk. There are no passwords: mind who can reach --host. Pages of other sites are
+    refused, and no single address can take all places.
 
     Pictures that come while the network is busy share a batch; --batch-wait waits for more, if
-    others are being read at the time. Above --queue the answer is 429. Exit code: 130 after
+    others are being read at the time. When --queue is full, the answer is 429. Exit code: 130 after
     Ctrl-C, 2 if the server cannot start.
 
     Needs [cyan]pip install 'fassd-net\\[serve]'[/].
@@ -116,7 +136,7 @@ def serve(
 
     [cyan]fassd serve -w runs/plants/best.safetensors[/]
 
-    [cyan]fassd serve -m fassd_net=cityscapes -m fassd_net_l2=runs/best.safetensors --port 9000[/]
+    [cyan]fassd serve -m fassd_net=cityscapes -m runs/best.safetensors --port 9000[/]
 
     [cyan]curl -F image=@street.jpg '127.0.0.1:8000/v1/segment?format=rle'[/]
     """

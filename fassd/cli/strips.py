@@ -41,7 +41,9 @@ def parse_bytes(text: str | int) -> int:
         return text
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", text.lower())
     if match is None or not float(match[1]):
-        raise typer.BadParameter(f"{text!r} is no size of memory; write for example 2GiB or 500MiB")
+        raise typer.BadParameter(
+            f"{text!r} is not an amount of memory; write it like 2GiB or 500MiB"
+        )
     return int(float(match[1]) * (1 << UNITS[match[2]] if match[2] else 1))
 
 
@@ -50,8 +52,8 @@ Strips = Annotated[
     typer.Option(
         "--strips",
         rich_help_panel=PANEL,
-        help="Label each picture in strips of rows, in constant memory; labels are those of the "
-        "whole picture. TIFFs are read and written by parts.",
+        help="Label each picture in strips of rows, in constant memory, with the labels of the "
+        "whole picture. TIFFs are read and written in parts.",
     ),
 ]
 Tiles = Annotated[
@@ -60,8 +62,8 @@ Tiles = Annotated[
         min=64,
         metavar="SIDE",
         rich_help_panel=PANEL,
-        help="The same by overlapping tiles of so many pixels a side, for networks that --strips "
-        "cannot take: an approximation, each tile lacks what lies beyond it.",
+        help="The same in overlapping tiles with sides of this many pixels, for networks that "
+        "--strips cannot take. An approximation: no tile sees what lies beyond it.",
     ),
 ]
 Memory = Annotated[
@@ -77,9 +79,10 @@ Memory = Annotated[
 Scratch = Annotated[
     Path | None,
     typer.Option(
+        metavar="FOLDER",
         rich_help_panel=PANEL,
         show_default="beside the results",
-        help="Folder for the network's maps, some 24 bytes a pixel; they are removed in the end.",
+        help="Folder for the network's maps, about 24 bytes per pixel; removed in the end.",
     ),
 ]
 
@@ -115,23 +118,21 @@ class StripOptions:
         from fassd.io.tiff import TIFF_SUFFIXES, import_tifffile
 
         if self.memory is not None and not self.strips:
-            raise ValueError("--memory is of --strips, which is not given")
+            raise ValueError("--memory works only with --strips")
         if not self.asked:
             if self.scratch is not None:
-                raise ValueError("--scratch is of --strips and --tiles, neither of which is given")
+                raise ValueError("--scratch works only with --strips or --tiles")
             return
         if self.strips and self.tiles is not None:
-            raise ValueError("--strips or --tiles: give one of them")
+            raise ValueError("--strips and --tiles exclude each other: give one of them")
         option = "--strips" if self.strips else "--tiles"
         refused = {
             name: value for name, value in others.items() if name not in VIEWS or self.strips
         }
         if given := [f"--{name.replace('_', '-')}" for name, value in refused.items() if value]:
-            raise ValueError(
-                f"{option} gives the labels of pictures as they are: leave {', '.join(given)} away"
-            )
+            raise ValueError(f"{option} labels pictures as they are: leave out {', '.join(given)}")
         if videos := [each[0] for each in found if not isinstance(each, PictureFile)]:
-            raise ValueError(f"{option} is of pictures, and {videos[0]} is a video")
+            raise ValueError(f"{option} takes pictures, and {videos[0]} is a video")
         if names_file(output) and output.suffix.lower() not in TIFF_SUFFIXES:
             raise ValueError(
                 f"{option} writes TIFFs: --output must be a folder or end in "

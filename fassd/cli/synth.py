@@ -14,18 +14,29 @@ from fassd.cli.terminal import escape, progress, say
 
 @app.command()
 def synth(
-    folder: Annotated[Path, typer.Argument(help="Folder of the dataset; made if missing.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Where to write; made if missing.")
+    ],
     split: Annotated[
         Literal["train", "val", "test"],
-        typer.Option("--split", "-s", help="Each split is made of textures of its own."),
+        typer.Option(
+            "--split",
+            "-s",
+            metavar="NAME",
+            help="train, val or test, each drawn with textures of its own.",
+        ),
     ] = "train",
     count: Annotated[
-        int, typer.Option("--count", "-n", min=1, max=1_000_000, help="How many pictures.")
+        int,
+        typer.Option(
+            "--count", "-n", min=1, max=1_000_000, metavar="N", help="Number of pictures."
+        ),
     ] = 100,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed writes the same files.")] = 0,
-    size: Annotated[Size, size_option(help="Height x width, pixels.")] = FULL_SIZE,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Same seed, same files.")] = 0,
+    size: Annotated[Size, size_option(help="Height and width in pixels.")] = FULL_SIZE,
     workers: Annotated[
-        int | None, typer.Option(min=1, max=256, help="Processes; one a core.")
+        int | None,
+        typer.Option(min=1, max=256, metavar="N", show_default="one per core", help="Processes."),
     ] = None,
 ) -> None:
     """Generate street scenes with exact labels, as a Cityscapes tree (leftImg8bit and gtFine).

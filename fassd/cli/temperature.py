@@ -37,9 +37,8 @@ Temperature = Annotated[
     typer.Option(
         parser=parse_temperature,
         metavar="T|fit",
-        help="What logits are divided by before probabilities are made of them; [cyan]fit[/] "
-        "finds what fits best and writes it into the file of the weights, for "
-        "[cyan]--confidence[/] of [cyan]fassd predict[/].",
+        help="Divisor of the logits before they become probabilities. [cyan]fit[/] finds the best "
+        "and stores it in the weights' file, for [cyan]--confidence[/] of [cyan]fassd predict[/].",
     ),
 ]
 

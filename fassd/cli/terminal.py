@@ -100,10 +100,15 @@ def say(markup: str) -> None:
     console(stderr=True).print(markup, soft_wrap=True)
 
 
+def counted(things: Sequence[Any], name: str) -> str:
+    """How many there are, in words: 1 error, 2 errors."""
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
+
+
 def tell_results(results: Sequence[Path]) -> None:
     """Print the number of results of earlier runs that are not sources, if any."""
     if results:
-        say(f"passed over {len(results)}: results of earlier runs")
+        say(f"skipped {counted(results, 'result')} of earlier runs")
 
 
 def swatch(info: LabelClass) -> str:

@@ -26,34 +26,44 @@ Data = Annotated[
     typer.Option(
         "--data",
         "-d",
+        metavar="CARD",
         help="A folder (Cityscapes' tree, or one with a card.yaml), a card's file, or the name "
-        "of a shipped card ([cyan]fassd data list[/]) with --root. Of several, the first one's "
-        "classes are the network's; [cyan]-s shares=[1,2][/] says how often each is seen.",
+        "of a shipped card ([cyan]fassd data list[/]) with --root. May be repeated: the classes "
+        "are those of the first, and [cyan]-s shares=[1,2][/] says how often each is seen.",
     ),
 ]
 Root = Annotated[
     list[Path] | None,
-    typer.Option(help="Folder of the pictures, for a card; one for each shipped card's name."),
+    typer.Option(
+        metavar="FOLDER",
+        help="Folder of the pictures that a card describes; one for each shipped card's name.",
+    ),
 ]
 Preset = Annotated[
     str | None,
     typer.Option(
         "--preset",
         "-p",
+        metavar="NAME",
+        show_default="paper",
         help="[cyan]paper[/], [cyan]paper-l1[/], [cyan]paper-l2[/], [cyan]streets[/], "
-        "[cyan]demo[/], [cyan]membrane[/], or a YAML file of settings. Without it [cyan]paper[/].",
+        "[cyan]demo[/], [cyan]membrane[/], or a YAML file of settings.",
     ),
 ]
 Encoder = Annotated[
     str | None,
     typer.Option(
-        help="Weights that the encoder starts from: [cyan]imagenet[/] (downloaded once; timm's own "
-        "of an encoder of timm) or [cyan]random[/]."
+        metavar="NAME",
+        help="Weights that the encoder starts from: [cyan]imagenet[/] (downloaded once; for an "
+        "encoder from timm, timm's own) or [cyan]random[/].",
     ),
 ]
 Precision = Annotated[
     str | None,
-    typer.Option(help="[cyan]float32[/], [cyan]bfloat16[/], [cyan]float16[/] or [cyan]auto[/]."),
+    typer.Option(
+        metavar="NAME",
+        help="[cyan]float32[/], [cyan]bfloat16[/], [cyan]float16[/] or [cyan]auto[/].",
+    ),
 ]
 
 
@@ -62,22 +72,35 @@ class RecipeOptions:
     """A preset, and the settings of `fassd.training.recipe.Recipe` that have their own options."""
 
     preset: Preset = None
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Network.")] = None
+    model: Annotated[str | None, typer.Option("--model", "-m", metavar="NAME", help="Network.")] = (
+        None
+    )
     encoder: Encoder = None
     weights: Annotated[
-        str | None, typer.Option("--weights", "-w", help="Start from these weights.")
+        str | None,
+        typer.Option("--weights", "-w", metavar="NAME", help="Start from these weights."),
     ] = None
     steps: Annotated[
-        int | None, typer.Option(help="Optimizer steps; [cyan]-s epochs=30[/] takes their place.")
+        int | None,
+        typer.Option(metavar="N", help="Optimizer steps; or give epochs: [cyan]-s epochs=30[/]."),
     ] = None
-    batch: Annotated[int | None, typer.Option(help="Pictures per step, all processes.")] = None
+    batch: Annotated[
+        int | None, typer.Option(metavar="N", help="Pictures per step, over all processes.")
+    ] = None
     accumulate: Annotated[
-        int | None, typer.Option(help="Micro-batches that a process makes of its part.")
+        int | None,
+        typer.Option(
+            metavar="N", help="Parts that a process takes its pictures in, to save memory."
+        ),
     ] = None
-    learning_rate: Annotated[float | None, typer.Option("--lr", help="Learning rate.")] = None
+    learning_rate: Annotated[
+        float | None, typer.Option("--lr", metavar="RATE", help="Learning rate.")
+    ] = None
     precision: Precision = None
-    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None
-    workers: Annotated[int | None, typer.Option(help="Processes that read pictures.")] = None
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of everything random.")] = None
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", help="Processes that read pictures.")
+    ] = None
     threads: options.Threads = None
 
 
@@ -89,8 +112,8 @@ Resume = Annotated[
     bool,
     typer.Option(
         "--resume",
-        help="Go on with the run in the folder, settings and all. --steps, --lr, --threads, "
-        "--workers and some of --set may change.",
+        help="Continue the run in the folder with its settings, of which --steps, --lr, "
+        "--threads, --workers and some of --set may change.",
     ),
 ]
 
@@ -99,7 +122,9 @@ Resume = Annotated[
 @with_groups
 def train(
     *,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder of the run.")
+    ],
     data: Data = None,
     root: Root = None,
     settings: RecipeOptions,
@@ -113,21 +138,19 @@ def train(
 ) -> None:
     """Train a network.
 
-    The folder of the run gets recipe.yaml, log.csv, val.csv, TensorBoard logs, pictures of
-    predictions, [cyan]best.safetensors[/] and [cyan]last.safetensors[/], and checkpoints. Ctrl-C
-    saves and stops; --resume goes on as if nothing had happened (to the last bit on a CPU
-    with as many threads; on a GPU with -s deterministic=true).
+    Writes recipe.yaml, log.csv, val.csv, TensorBoard logs, pictures of predictions,
+    [cyan]best.safetensors[/], [cyan]last.safetensors[/] and checkpoints to the output folder.
+    Ctrl-C saves and stops; --resume continues as if nothing had happened (bit for bit on a CPU with
+    as many threads, and on a GPU with -s deterministic=true).
 
-    Many GPUs or machines: start it with [cyan]torchrun[/]; --batch is shared among the processes,
-    and all machines have to see the same --output folder.
+    With several GPUs or machines, start it with [cyan]torchrun[/]; the processes share --batch, and
+    all machines must see the same --output folder.
 
     [bold]Examples[/]
 
     [cyan]fassd train --preset paper --data cityscapes/ -o runs/paper[/]
 
-    [cyan]fassd train -p paper -d cityscapes/ -o runs/small --accumulate 8 --precision bfloat16[/]
-
-    [cyan]fassd synth streets --split train --count 1500[/] and [cyan]--split val --count 100[/]
+    [cyan]fassd train -d cityscapes/ -o runs/small --accumulate 8 --precision bfloat16[/]
 
     [cyan]fassd train --preset demo --data streets/ -o runs/demo --set ema=0.995[/]
 
@@ -135,7 +158,7 @@ def train(
 
     [cyan]fassd train -p demo -d streets/ -d camvid --root CamVid/ -o runs/both[/]
 
-    [cyan]torchrun --nproc-per-node 4 -m fassd train -p paper -d cityscapes/ -o runs/four[/]
+    [cyan]torchrun --nproc-per-node 4 -m fassd train -d cityscapes/ -o runs/four[/]
     """
     from fassd.distributed import is_main, process_group
     from fassd.models.variants import full_name
@@ -146,7 +169,7 @@ def train(
     changes |= dict(_assignment(text) for text in set_ or ())
     if resume:
         if encoder_name is not None:
-            raise ValueError("--resume takes the encoder of the run; leave out --encoder-name")
+            raise ValueError("--resume keeps the encoder of the run: leave out --encoder-name")
         recipe = _resumed(output, changes)
     else:
         recipe = load_recipe(changes.pop("preset", "paper")).replace(**changes)
@@ -190,7 +213,7 @@ def _assignment(text: str) -> tuple[str, Any]:
         return name.strip().replace("-", "_"), read_yaml(value)
     except ValueError as error:
         raise typer.BadParameter(
-            f"--set {shortened(name, 40)}: {shown(value)} is no YAML value ({error})"
+            f"--set {shortened(name, 40)}: {shown(value)} is not a YAML value ({error})"
         ) from error
 
 
@@ -205,7 +228,7 @@ def _resumed(output: Path, changes: dict[str, Any]) -> Recipe | None:
     fixed = sorted(set(changes) - CHANGEABLE)
     if fixed:
         raise RecipeError(
-            f"--resume takes the settings of the run; leave out {', '.join(fixed)} (what may "
+            f"--resume keeps the settings of the run: leave out {', '.join(fixed)} (what may "
             f"change is {', '.join(sorted(CHANGEABLE))})"
         )
     file = output / "recipe.yaml"

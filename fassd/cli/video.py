@@ -44,24 +44,31 @@ def parse_range(text: str) -> Any:
 
 
 Opacity = Annotated[
-    float, typer.Option(min=0, max=1, help="Strength of the colours in the overlay.")
+    float,
+    typer.Option(min=0, max=1, metavar="X", help="Strength of the colours in the overlay."),
 ]
 LevelRange = Annotated[
     Any,
     typer.Option(
         parser=parse_range,
-        metavar="LOW:HIGH|auto",
+        metavar="LOW:HIGH",
+        show_default="all that a file can hold",
         help="Values that become black and white in pictures of more than 8 bits: "
         "[cyan]0:4095[/] for 12 bits in 16, [cyan]auto[/] for each picture's lowest and "
-        "highest. All that a file can hold if not given.",
+        "highest.",
     ),
 ]
 MaxPixels = Annotated[
-    int, typer.Option(min=1, help="Larger pictures (height x width) are refused.")
+    int,
+    typer.Option(min=1, metavar="N", help="Refuse pictures of more pixels (height x width)."),
 ]
 View = Annotated[
     Literal["overlay", "labels", "side-by-side", "trainids"],
-    typer.Option(help="What a frame, or a picture that -o names, shows."),
+    typer.Option(
+        metavar="NAME",
+        help="What a video's frames, or the one picture that -o names, show: overlay, labels, "
+        "side-by-side or trainids.",
+    ),
 ]
 
 
@@ -69,8 +76,8 @@ LabelIds = Annotated[
     str | None,
     typer.Option(
         metavar="CARD",
-        help="Also write NAME_labelids.png of pictures: the ids that masks of this card have "
-        "([cyan]cityscapes[/], or any of [cyan]fassd data list[/]; a card's file).",
+        help="For pictures, also write NAME_labelids.png with the ids of this card's masks "
+        "([cyan]cityscapes[/], another of [cyan]fassd data list[/], or a card's file).",
     ),
 ]
 
@@ -78,8 +85,9 @@ LabelIds = Annotated[
 Confidence = Annotated[
     Literal["probability", "margin", "entropy"] | None,
     typer.Option(
-        help="Let the overlay fade where labels are uncertain, and of pictures also write "
-        "NAME_confidence.png, how certain each is (grey, white for certain).",
+        metavar="KIND",
+        help="Fade the overlay where labels are uncertain and, for pictures, also write "
+        "NAME_confidence.png (grey, white for certain). One of probability, margin and entropy.",
     ),
 ]
 MinConfidence = Annotated[
@@ -87,15 +95,17 @@ MinConfidence = Annotated[
     typer.Option(
         min=0,
         max=1,
-        help="Leave pixels that are less certain than this unlabelled (255); by the margin if "
-        "--confidence does not say by what.",
+        metavar="X",
+        help="Leave pixels that are less certain than this unlabelled (255), by --confidence or, "
+        "without it, by the margin.",
     ),
 ]
 Probabilities = Annotated[
     Literal["npz", "tiff"] | None,
     typer.Option(
-        help="Also write NAME_probabilities of pictures: float16, compressed (npz), or 16 bits in "
-        "a page for each class (tiff).",
+        metavar="FORMAT",
+        help="For pictures, also write NAME_probabilities: [cyan]npz[/] (float16, compressed) or "
+        "[cyan]tiff[/] (16 bits, a page for each class).",
     ),
 ]
 
@@ -106,20 +116,30 @@ def video_option(help: str, **settings: Any) -> Any:
 
 Codec = Annotated[
     str | None,
-    video_option("FFmpeg's name of the encoder. Without it H.264 (libx264), or VP9 in .webm."),
+    video_option(
+        "Encoder, by its name in FFmpeg.",
+        metavar="NAME",
+        show_default="libx264 (H.264), or VP9 in .webm",
+    ),
 ]
-FrameLimit = Annotated[int | None, video_option("Only so many frames of each video.", min=1)]
+FrameLimit = Annotated[
+    int | None, video_option("Stop after N frames of each video.", metavar="N", min=1)
+]
 FrameRate = Annotated[
     float | None,
     video_option(
-        "Frame rate of numbered sequences (25 if not given), or to ask a camera for.",
+        "Frame rate of a numbered sequence, or to ask a camera for.",
+        metavar="FPS",
+        show_default="25 for sequences",
         min=0.01,
         max=1000,
     ),
 ]
 Silence = Annotated[
     float,
-    video_option("Seconds of silence after which a stream or camera is opened again.", min=0.1),
+    video_option(
+        "Silence after which a stream or camera is opened again.", metavar="SECONDS", min=0.1
+    ),
 ]
 
 

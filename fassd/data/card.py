@@ -254,7 +254,7 @@ def _pick(
             several = f"fits {len(fitting)} pictures" if fitting else "is no picture"
             raise CardError(f"{place}: {name!r} {several} of {pattern}")
         if fitting[0] in picked:
-            raise CardError(f"{place}: {name!r} stands twice, at {picked[fitting[0]]}, too")
+            raise CardError(f"{place}: {name!r} occurs twice, at {picked[fitting[0]]}, too")
         picked[fitting[0]] = place
     return list(picked)
 

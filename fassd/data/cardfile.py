@@ -100,7 +100,9 @@ def load_card(data: str | os.PathLike[str], root: str | os.PathLike[str] | None 
     path = Path(text)
     if text in shipped_cards() and (root is not None or not path.exists()):
         if root is None:
-            raise CardError(f"card {text!r} needs the folder that the dataset lies in (root)")
+            raise CardError(
+                f"card {text!r} needs the folder of the dataset: give it as root (--root)"
+            )
         path = CARDS / f"{text}.yaml"
     elif path.is_dir():
         path, root = _card_of_folder(path, root)

@@ -245,7 +245,7 @@ def _shape(
     place = f"annotations[{number}]"
     category, drawn = values["category_id"], values["segmentation"]
     if type(category) is not int or category not in file.names:
-        raise ShapeError(f"{place}: category_id {shown(category)} is none of the categories")
+        raise ShapeError(f"{place}: category_id {shown(category)} is not among the categories")
     name = file.names[category]
     if isinstance(drawn, dict):
         corners = np.array([[0, 0], size[::-1]], np.float64)

@@ -122,5 +122,5 @@ def _pixels(mask: str | None, place: str, size: tuple[int, int]) -> npt.NDArray[
             return np.asarray(image.convert("L")) != 0
     except (binascii.Error, ImageError) as error:
         raise ShapeError(f"{place}: its mask {shortened(str(error))}") from error
-    except Exception as error:  # decoders raise almost anything for damaged files
+    except Exception as error:  # decoders of damaged files raise almost anything
         raise ShapeError(f"{place}: its mask is not a picture") from error

@@ -88,7 +88,7 @@ def write_card(folder: Path) -> NewCard:
     """
     target = folder / CARD_FILE
     if target.exists():
-        raise CardError(f"{target}: exists already; fassd data check checks it")
+        raise CardError(f"{target} exists already: check it with fassd data check, or move it away")
     if not folder.is_dir():
         raise CardError(f"there is no folder {folder}")
     files = survey.files_in(folder)
@@ -99,8 +99,8 @@ def write_card(folder: Path) -> NewCard:
     if not pairs:
         raise CardError(
             f"{folder}: none of its {len(pictures):,} pictures, such as {pictures[0]}, has labels: "
-            "known are masks of the same name in another folder (images/a.jpg, masks/a.png), or of "
-            "the same name and more beside it (a.jpg, a_mask.png), and a.json or a.txt"
+            "masks have the same name in another folder (images/a.jpg, masks/a.png) or a longer "
+            "one beside it (a.jpg, a_mask.png), polygons are in a.json or a.txt"
         )
     layout = survey.layout_of(pairs, kind == "coco")
     if layout is None:

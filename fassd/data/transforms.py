@@ -69,7 +69,7 @@ class TrainTransform:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         if self.jitter and len(self.padding) != 3:
-            raise ValueError(f"jitter is for colours, not for {len(self.padding)} bands")
+            raise ValueError(f"jitter works on three colours, got {len(self.padding)} bands")
         for name in ("gamma", "blur"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")

@@ -105,14 +105,14 @@ class Evaluation:
             f" without {left_out}" if left_out else "",
             f", pixel accuracy {100 * scores.pixel_accuracy:.2f}%, "
             f"mean accuracy {100 * scores.mean_accuracy:.2f}%, "
-            f"frequency weighted {100 * scores.frequency_weighted_accuracy:.2f}%",
+            f"weighted IoU {100 * scores.frequency_weighted_accuracy:.2f}%",
         )
         if self.calibration is not None:
             yield Text(str(self.calibration))
         skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
         yield Text(
             f"{self.count} picture{plural} in {self.seconds:.1f} s "
-            f"({self.images_per_second:.2f} a second){skipped}"
+            f"({self.images_per_second:.2f} per second){skipped}"
         )
 
     @property

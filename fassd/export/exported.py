@@ -125,7 +125,7 @@ class ExportedNetwork(nn.Module):
             raise ValueError(f"{self.path} gives the confidence {self.measure}, not {measure}")
         if self.num_classes > MOST_LABELS:
             raise ValueError(
-                f"uint8 labels are of at most {MOST_LABELS} classes, not {self.num_classes}"
+                f"uint8 labels fit at most {MOST_LABELS} classes, got {self.num_classes}"
             )
         result = self.run(self.prepared(x))
         if self.metadata.output == "logits":

@@ -66,7 +66,7 @@ def onnx_model(
         _name_sides(model, sorted(free[0]))
     reached = next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
     if opset is not None and reached != opset:
-        raise ExportError(f"opset {opset} cannot be reached: the network needs {reached}")
+        raise ExportError(f"opset {opset} is too low for this network, which needs {reached}")
     entry = model.metadata_props.add()
     entry.key, entry.value = KEY, metadata.to_json()
     onnx.checker.check_model(model, full_check=True)

@@ -105,7 +105,7 @@ def torch_file(path: Path, device: torch.device) -> Opened:
     # Errors of decompression, of text, and of zip features that Python does not support.
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, RuntimeError) as error:
         reason = shortened(str(error))
-        raise ExportError(f"is no .pt2 file, or a damaged one ({reason})") from error
+        raise ExportError(f"is not a .pt2 file, or a damaged one ({reason})") from error
     if device.type != "cpu":
         raise ExportError("its program is made for the CPU: device must be cpu")
     if metadata.backend is not None:
@@ -243,7 +243,7 @@ def open_runtime(path: Path, runtime: str, device: torch.device) -> Opened:
     except ExportError as error:
         raise ExportError(f"{path}: {error}") from error
     except UnicodeDecodeError as error:
-        raise ExportError(f"{path}: its metadata is no text ({error})") from error
+        raise ExportError(f"{path}: its metadata is not text ({error})") from error
 
 
 def checked(text: object, *formats: str) -> Metadata:

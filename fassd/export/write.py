@@ -113,7 +113,7 @@ class Request:
         if self.batch < 1:
             raise ExportError(f"batch must be at least 1, got {self.batch}")
         if self.classes and len(self.classes) != self.num_classes:
-            raise ExportError(f"{len(self.classes)} classes for a network of {self.num_classes}")
+            raise ExportError(f"{len(self.classes)} classes for a network with {self.num_classes}")
 
 
 class Exporter:
@@ -140,7 +140,7 @@ class Exporter:
         bands = preprocessing_of(self.source).bands
         if bands is not None:
             raise ExportError(
-                f"files are of networks of three colours, this one takes {bands} bands"
+                f"only networks of three colours can be exported, this one takes {bands} bands"
             )
         minimum = self.source.minimum_size
         if request.size is not None and min(request.size) < minimum:
@@ -193,7 +193,9 @@ class Exporter:
         fused = FORMATS[request.format].is_program and wanted != "reference"
         source = reparameterize(copy.deepcopy(self.source))
         if fused and missing is not None and request.backend != "auto":
-            raise ExportError(f"the C++ operators are missing ({missing}): --backend reference")
+            raise ExportError(
+                f"the C++ operators are missing ({missing}): give --backend reference"
+            )
         if not fused or missing is not None:
             return source.to(dtype), None
         fast = fassd_kernels.accelerate(source, dtype=dtype, backend=request.backend)
@@ -223,7 +225,7 @@ class Exporter:
     def _batches(self, calibration: Pictures) -> list[npt.NDArray[Any]]:
         """Inputs of the network from pictures, enough to fill whole batches."""
         if not calibration:
-            raise ExportError("int8 needs pictures to calibrate with: --calibration")
+            raise ExportError("int8 needs pictures for calibration: give --calibration")
         pictures = self.request.preprocess
         own = self.metadata.preprocessing
         return [

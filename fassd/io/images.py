@@ -437,7 +437,9 @@ def write_image(path: str | os.PathLike[str], array: npt.NDArray[Any]) -> None:
     image = Image.fromarray(array)
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind is None:
-        raise ValueError(f"{path}: the ending {path.suffix!r} names no picture format")
+        raise ValueError(
+            f"{path}: pictures are written as {', '.join(written_suffixes())}, got {path.suffix!r}"
+        )
     # Level 1 writes a 1024x2048 overlay in about a third of the default level's time, for files
     # a tenth larger.
     options: dict[str, Any] = {"PNG": {"compress_level": 1}, "JPEG": {"quality": 92}}.get(kind, {})

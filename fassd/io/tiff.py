@@ -85,7 +85,7 @@ class TiffRows:
         self.path, self.range = Path(path), as_range(range)
         if self.range == "auto":
             raise ImageError(
-                f"{self.path}: the range auto would need the whole picture; give LOW:HIGH"
+                f"{self.path}: a range of auto needs the whole picture in memory: give LOW:HIGH"
             )
         tifffile = import_tifffile()
         with self._naming("is not a TIFF, or damaged"):

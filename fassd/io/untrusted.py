@@ -174,7 +174,7 @@ class _Loader(_Base):
             return super().construct_object(node, deep)
         except (LookupError, ValueError, TypeError, AttributeError) as error:  # "!!bool x"
             kind = node.tag.removeprefix(YAML_TAG)
-            raise _wrong(f"{shown(node.value)} is no {shortened(kind)}", node) from error
+            raise _wrong(f"{shown(node.value)} is not a valid {shortened(kind)}", node) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names: set[str] = set()

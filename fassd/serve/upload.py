@@ -150,7 +150,7 @@ def decode(
         message = f"the picture has too many pixels; the limit is {max_pixels:,}"
         raise RefusedError(413, message) from None
     except UnidentifiedImageError:
-        message = f"the file is no picture that is read here; accepted: {', '.join(formats())}"
+        message = f"the file is not a picture of a known format; accepted: {', '.join(formats())}"
         raise RefusedError(415, message) from None
     except ImageError as error:
         raise RefusedError(400, f"the picture cannot be used: {error}") from None

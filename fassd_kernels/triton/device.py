@@ -136,5 +136,5 @@ def device_named(name: str) -> Device:
     exact = [device for device in found if device.name.lower() == name.lower()]
     if len(exact or found) != 1:
         names = ", ".join(device.name for device in KNOWN)
-        raise ValueError(f"gpu is {name!r}; expected one of {names}, or a unique part of one")
+        raise ValueError(f"gpu is {name!r}; expected one of {names}, or a part of one name")
     return (exact or found)[0]

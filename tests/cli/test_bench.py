@@ -151,7 +151,10 @@ def test_layers_prints_and_writes_files(tmp_path, succeed, known_machine):
         ("layers --device cuda", "No such option: --device"),
         ("run --plot x.png", "No such option: --plot"),
         ("run --sizes 64x96", "No such option: --sizes"),
-        ("run --module networks", "--module: 'networks' is not package.module:factory"),
+        (
+            "run --module networks",
+            "--module must be MODULE:NAME, like nets.small:unet, got 'networks'",
+        ),
         ("run --timm resnet18 --smp Unet/resnet18", "only one of --timm, --smp can be given"),
         ("run --timm resnet18 -m fassd_net", "only one of --timm, --model can be given"),
         ("run --module a:b --compile", "only one of --module, --compile can be given"),

@@ -25,7 +25,7 @@ def test_bench_prints_a_table_of_80_columns_and_writes_json(tmp_path, succeed, m
         "--weights", "random",
     )  # fmt: skip
     assert max(map(len, result.stdout.splitlines())) <= 80 and "…" not in result.stdout
-    for words in ("PyTorch float32", "fassd_kernels float32", "2 x 64x96", "speed-up", "threads"):
+    for words in ("PyTorch float32", "fassd_kernels float32", "2 x 64x96", "speed-up", "thread"):
         assert words in result.stdout
     assert "labels are meaningless" in " ".join(result.stdout.split())
     record = json.loads((tmp_path / "b.json").read_text())
@@ -136,14 +136,33 @@ def test_threads_sleep_while_they_wait(
     assert os.environ.get("OMP_WAIT_POLICY") == expected
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["predict", "bench", "demo", "info", "train", "val", "compare", "synth"]
-    + [f"bench {name}" for name in ("run", "peers", "layers", "launches", "compare")],
-)
-def test_help_teaches_by_example(succeed, command):
-    result = succeed(*command.split(), "--help")
-    assert f"fassd {command} " in result.stdout.split("Examples")[1]
+COMMANDS = [
+    "predict",
+    "demo",
+    "info",
+    "train",
+    "val",
+    "compare",
+    "synth",
+    "export",
+    "serve",
+    "report",
+]
+COMMANDS += [f"bench {name}" for name in ("run", "peers", "layers", "launches", "compare")]
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "bench", "data new", "data check"])
+def test_help_teaches_by_example(succeed, monkeypatch, command):
+    """At 80 columns nothing is cut, and an example is one line, to be copied."""
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = succeed(*command.split(), "--help").stdout.splitlines()
+    assert max(map(len, lines)) <= 80 and not any("…" in line for line in lines)
+    first = lines.index(next(line for line in lines if line.strip() == "Examples")) + 1
+    last = next(place for place, line in enumerate(lines) if line.startswith("╭"))
+    examples = list(filter(str.strip, lines[first:last]))
+    assert any(line.startswith(f" fassd {command} ") for line in examples)
+    starts = (" fassd ", " torchrun ", " curl ")
+    assert [line for line in examples if not line.startswith(starts)] == []
 
 
 @pytest.mark.parametrize("command", ["bench run", "bench layers", "demo", "info"])

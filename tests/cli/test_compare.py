@@ -126,7 +126,10 @@ def test_a_network_of_a_finer_list_is_drawn_by_groups(tmp_path, compare, streets
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--index", "0,3"), "--index must be 0 to 2, as the split 'val' has 3 pictures, got 3"),
+        (
+            ("--index", "0,3"),
+            "--index must be from 0 to 2, since the split 'val' has 3 pictures, got 3",
+        ),
         (("--index", "-1"), "got -1"),
         (("--index", "one"), "'one' is no whole number; write numbers with commas between"),
         (("--output", "panel.jpeg2"), "--output must be the name of a PNG file, NAME.png, got"),

@@ -166,7 +166,7 @@ def test_without_tensorrt_the_line_for_trtexec_is_printed(succeed, tmp_path, mon
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("-o", "net.bin"), "name it .onnx, .pt2, .xml or .engine, or give --format"),
+        (("-o", "net.bin"), "end its name in .onnx, .pt2, .xml or .engine, or give --format"),
         (("-o", "net.xml", "-f", "onnx"), "a file of the format onnx ends in .onnx"),
         (("-o", "net.onnx", "--size", "20x20"), "size must be at least 57x57, got 20x20"),
         (("-o", "net.onnx", "--size", "big"), "'big' is not a size"),

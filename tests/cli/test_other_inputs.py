@@ -284,5 +284,5 @@ def test_bands_are_augmented_as_colours_are(count, size):
             np.testing.assert_array_equal(mask, same)
             difference = own[..., band].astype(int) - expected[..., 0]
             assert abs(difference).max() <= 1
-    with pytest.raises(ValueError, match=rf"jitter is for colours, not for {count} bands"):
+    with pytest.raises(ValueError, match=rf"jitter works on three colours, got {count} bands"):
         TrainTransform(**settings, padding=padding, jitter=0.1)

@@ -131,7 +131,7 @@ def test_label_ids_are_those_of_the_server(folder, tmp_path, succeed):
     np.testing.assert_array_equal(ids, np.array(server, np.uint8)[labels])
     assert ids.dtype == np.uint8
     Image.new("RGB", (64, 64)).save(tmp_path / "out/new.png")
-    assert "passed over 4: results" in succeed("predict", tmp_path / "out", *run[2:]).stderr
+    assert "skipped 4 results" in succeed("predict", tmp_path / "out", *run[2:]).stderr
 
 
 def test_label_ids_that_cannot_be_written_end_it_before_any_picture(
@@ -291,7 +291,7 @@ def test_pictures_that_are_named_like_results_are_pictures(tmp_path, succeed):
     for _ in range(2):
         result = succeed("predict", source, "-o", source, *FAST)
         assert "2 of 2 pictures" in result.stderr
-    assert "passed over 6: results of earlier runs" in result.stderr
+    assert "skipped 6 results of earlier runs" in result.stderr
     assert "(2 done before)" in result.stderr
     assert files(source) == sorted(
         name
@@ -325,7 +325,7 @@ def test_ctrl_c_leaves_no_half_file_and_results_are_no_sources(tmp_path, run_fas
     assert sorted(os.listdir(tmp_path)) == [RECORD, "x.png", "x_color.png"]
     result = run_fassd("predict", tmp_path, "-o", tmp_path, *FAST)
     assert result.exit_code == 0 and "1 of 1 pictures" in result.stderr
-    assert "passed over 1: results of earlier runs" in result.stderr
+    assert "skipped 1 result of earlier runs" in result.stderr
 
 
 def test_a_record_that_is_a_link_is_refused_before_anything_is_written(tmp_path, refusal, unbuilt):

@@ -50,7 +50,7 @@ def test_the_results_are_those_of_the_whole_picture(source, tmp_path, succeed, r
     # Results are no sources, and what is finished is passed over.
     again = run_fassd("predict", source.parent, done, "-o", done, *FUSED, "--strips")
     assert "1 of 1 pictures" in again.stderr and "(1 done before)" in again.stderr
-    assert "passed over 2: results of earlier runs" in again.stderr
+    assert "skipped 2 results of earlier runs" in again.stderr
 
 
 @pytest.mark.parametrize("view", ["overlay", "labels", "side-by-side"])
@@ -134,7 +134,7 @@ def test_a_file_from_python(source, tmp_path):
         (("--strips", "--memory", "0"), "'0' is no size of memory"),
         (("--strips", "--memory", "1KB"), "is not enough for a strip"),
         (("--strips", "-o", "x.png"), "must be a folder or end in .tif, .tiff"),
-        (("--strips", "--range", "auto"), "the range auto would need the whole picture"),
+        (("--strips", "--range", "auto"), "a range of auto needs the whole picture"),
     ],
 )
 def test_what_does_not_go_together(words, told, source, tmp_path, refusal, monkeypatch):

@@ -287,7 +287,7 @@ def test_labels_of_frames_are_exact(tmp_path, run_fassd):
     wrong = run_fassd("predict", clip, "-o", tmp_path / "out.webm", *settings)
     assert "a .webm file cannot hold what ffv1 encodes" in wrong.stderr
     wrong = run_fassd("predict", clip, "-o", tmp_path / "x.mkv", *settings, "--codec", "libx264")
-    assert "labels are encoded by ffv1 alone, without loss, not by libx264" in wrong.stderr
+    assert "--view trainids is lossless and needs the codec ffv1, got libx264" in wrong.stderr
     assert sorted(os.listdir(tmp_path)) == ["in.mkv", "out"]
 
 

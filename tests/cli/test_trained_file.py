@@ -125,7 +125,7 @@ def test_options_that_contradict_the_file_are_errors(plants, tmp_path, refusal, 
 def test_weights_are_given_once(plants, tmp_path, refusal):
     weights = plants / "best.safetensors"
     result = refusal("predict", plants / "val", "-o", tmp_path, "-m", weights, "-w", "random")
-    assert "holds its own weights; --weights random has no use" in result
+    assert "holds its own weights: leave out --weights random" in result
 
 
 def test_val_scores_classes_by_name(plants, tmp_path, succeed, refusal):

@@ -122,7 +122,7 @@ def test_without_matplotlib_only_the_heat_map_is_missing(streets, tmp_path, succ
     [
         (
             ("--scales", "1,x"),
-            "'--scales': 'x' is no number; write numbers with commas between, like 1,2,4",
+            "'--scales': 'x' is not a number; separate numbers by commas, like 1,2,4",
         ),
         (("--scales", "0"), "scales must be one or more positive numbers"),
         (("--without", "moon"), "without: the data has no class 'moon'; it has 'road', "),

@@ -286,7 +286,9 @@ def test_a_card_is_not_overwritten(tmp_path):
     picture(tmp_path / "images/a.jpg")
     mask(tmp_path / "masks/a.png")
     write_card(tmp_path)
-    with pytest.raises(CardError, match=r"card.yaml: exists already; fassd data check checks"):
+    with pytest.raises(
+        CardError, match=r"card.yaml exists already: check it with fassd data check"
+    ):
         write_card(tmp_path)
     shutil.rmtree(tmp_path / "images")
     with pytest.raises(CardError, match="there is no folder"):

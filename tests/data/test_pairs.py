@@ -198,7 +198,7 @@ def test_names_in_the_card_and_columns_of_a_list(tmp_path):
     ("lines", "message"),
     [
         ("train_0\ntrain_9\n", r"some.txt, line 2: 'train_9' is no picture of .*train/\*.png"),
-        ("train_0\n\ntrain_0.png\n", "line 3: 'train_0.png' stands twice, at .*some.txt, line 1"),
+        ("train_0\n\ntrain_0.png\n", "line 3: 'train_0.png' occurs twice, at .*some.txt, line 1"),
         ("\n \n", "split 'train' has no pictures: its list .*some.txt is empty"),
         (None, "cannot read its list .*some.txt: No such file"),
     ],

@@ -397,7 +397,7 @@ def test_a_mask_of_another_size_than_its_points_is_not_decoded(tmp_path):
             {**annotated()["images"][0], "id": i} for i in (5, 6)
          ]}, "images[1] has the file_name 'a.png' of images[0]"),
         ({**annotated(), "annotations": [{"image_id": 5, "category_id": 3, "segmentation": []}]},
-         "annotations[0]: category_id 3 is none of the categories"),
+         "annotations[0]: category_id 3 is not among the categories"),
         (annotated([]), "annotations[0]: segmentation must be a list of polygons or run lengths"),
         (annotated(None), "annotations[0]: segmentation must be"),
         (annotated([FLAT], [[1, 2, 3]]), "annotations[1].segmentation[0]: must be pairs of coord"),

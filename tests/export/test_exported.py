@@ -321,7 +321,7 @@ def test_metadata_that_is_no_text_is_refused(tmp_path, runtime):
     model.metadata_props.add(key="fassd", value="plant")
     data = model.SerializeToString().replace(b"plant", b"pl\xffnt")
     (tmp_path / "net.onnx").write_bytes(data)
-    with pytest.raises(ExportError, match=r"net\.onnx: its metadata is no text"):
+    with pytest.raises(ExportError, match=r"net\.onnx: its metadata is not text"):
         ExportedNetwork(tmp_path / "net.onnx", runtime)
 
 

@@ -337,7 +337,7 @@ def test_every_ending_that_is_offered_is_written_in_colours(tmp_path, suffix):
 
 
 def test_unknown_ending(tmp_path, rgb):
-    with pytest.raises(ValueError, match=r"the ending '\.xyz' names no picture format"):
+    with pytest.raises(ValueError, match=r"pictures are written as .*\.png.*, got '\.xyz'"):
         write_image(tmp_path / "a.xyz", rgb)
 
 

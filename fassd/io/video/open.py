@@ -64,7 +64,7 @@ class ImageSequence(VideoSource):
         self.range, self.max_pixels = as_range(range), max_pixels
         self.files = sequence_files(pattern)
         if not self.files:
-            raise VideoError(f"{pattern}: no file fits this numbered pattern")
+            raise VideoError(f"{pattern}: no file matches this numbered pattern")
         self.rate = fps
         self.time_base = 1 / fps
         self.expected = len(self.files)

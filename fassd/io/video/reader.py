@@ -140,7 +140,7 @@ class VideoReader(VideoSource):
             raise VideoError(f"{self.name}: holds no video")
         if video.codec_context is None:
             self._container.close()
-            raise VideoError(f"{self.name}: its codec is not one that can be decoded here")
+            raise VideoError(f"{self.name}: this FFmpeg has no decoder for its codec")
         self._video = video
         self._awaited: set[int] = set()  # pts of packets whose frames have not arrived yet ...
         self._lost: set[int] = set()  # ... and never will

@@ -77,7 +77,7 @@ def check_exact(name: str, suffix: str) -> None:
         VideoError: they do not.
     """
     if name != EXACT:
-        raise VideoError(f"labels are encoded by {EXACT} alone, without loss, not by {name}")
+        raise VideoError(f"--view trainids is lossless and needs the codec {EXACT}, got {name}")
     check_codec(name, suffix)
 
 
