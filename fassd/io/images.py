@@ -273,7 +273,9 @@ def pil_to_rgb(image: Image.Image, range: Range = None) -> npt.NDArray[np.uint8]
     return warned(_read(image, as_range(range)))
 
 
-def array_to_rgb(array: npt.NDArray[Any], range: Range = None) -> npt.NDArray[np.uint8]:
+def array_to_rgb(
+    array: npt.NDArray[Any], range: Range = None, highest: int = 65535
+) -> npt.NDArray[np.uint8]:
     """Convert an array to uint8 RGB, (H, W, 3).
 
     Warns (`ImageWarning`) as `read_image` does.
@@ -282,6 +284,7 @@ def array_to_rgb(array: npt.NDArray[Any], range: Range = None) -> npt.NDArray[np
         array: (H, W) or (H, W, 1) grey, (H, W, 3) RGB or (H, W, 4) RGBA; bool, uint8, uint16,
             floating point, or with a range any other integer.
         range: as in `read_image`; alpha always has the full range.
+        highest: the largest value that integers of more than 8 bits may have.
 
     Raises:
         ImageError: another shape or dtype, no pixels, or floats that are NaN or, without a range,
@@ -295,7 +298,7 @@ def array_to_rgb(array: npt.NDArray[Any], range: Range = None) -> npt.NDArray[np
             f"an array must be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {array.shape}"
         )
     range = as_range(range)
-    return warned(_levelled(checked_values(array, range), 65535, range))
+    return warned(_levelled(checked_values(array, range), highest, range))
 
 
 def checked_values(array: npt.NDArray[Any], range: Range) -> npt.NDArray[Any]:
