@@ -49,7 +49,12 @@ TRAINING = (
     "pixel_losses_backward",
 )
 # Likewise, what pictures that are done in strips call (fassd_kernels.modules.strips).
-STRIPS = ("upsample_rows", "upsample_argmax_rows", "upsample_conv1x1_rows")
+STRIPS = (
+    "upsample_rows",
+    "upsample_argmax_rows",
+    "upsample_confidence_rows",
+    "upsample_conv1x1_rows",
+)
 SCHEMAS = {name: row.schema for name, row in OPERATORS.items()}
 
 

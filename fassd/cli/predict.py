@@ -106,7 +106,8 @@ def predict(
 
     A picture that does not fit in memory is done with --strips: its labels are the same, and
     written as TIFFs, [cyan]NAME_trainids.tif[/] (class indices, in a palette of their colours) and
-    [cyan]NAME_overlay.tif[/]. It needs [cyan]pip install 'fassd-net\\[tiff]'[/].
+    [cyan]NAME_overlay.tif[/]; with --confidence and --label-ids further ones. It needs
+    [cyan]pip install 'fassd-net\\[tiff]'[/].
 
     Under [cyan]torchrun[/] the sources are shared out.
 
@@ -146,9 +147,12 @@ def predict(
     if not found:
         raise unfound[-1]
     single = one_file(output, found)
-    asked = ("label_ids", "confidence", "min_confidence", "probabilities")
-    others = {name: getattr(results, name) for name in asked}
-    others |= {"size": size, "scales": tuple(scales) != (1,), "flip": flip}
+    others = {
+        "size": size,
+        "scales": tuple(scales) != (1,),
+        "flip": flip,
+        "probabilities": results.probabilities,
+    }
     strips.check(found, output, others)
     check_file(output) if single else check_folder(output)
     # Pillow's own limit is twice this number.
