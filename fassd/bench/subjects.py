@@ -23,6 +23,7 @@ from fassd.bench.plain import (
     NormalizeConv,
     Upsample,
     UpsampleArgmax,
+    UpsampleConfidence,
     UpsampleConv,
     decoder_join,
     depthwise,
@@ -249,6 +250,7 @@ OPERATORS = {
     "max_pool": NetworkPart("max_pool", partial(nn.MaxPool2d, 3, 2, 1), ((64, 2),), fused_pool),
     "upsample": _resize("upsample", Upsample),
     "upsample_argmax": _resize("upsample_argmax", UpsampleArgmax),
+    "upsample_confidence": _resize("upsample_confidence", UpsampleConfidence),
 }
 """By name: the operator and where in FASSD-Net it stands, or else in the encoders of timm. Those of
 `PICTURES` are beside it."""

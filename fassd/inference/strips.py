@@ -31,6 +31,7 @@ from fassd.models.info import temperature_of
 from fassd.models.layers import Rows, interpolate_rows
 from fassd.models.network import FASSDNet
 from fassd.models.preprocess import normalize, preprocessing_of
+from fassd_kernels.graphs.steps import repeatable
 from fassd_kernels.reference.upsample import Measure, confident_labels
 
 if TYPE_CHECKING:
@@ -123,9 +124,10 @@ class Plan:
 
         def compute(first: int, last: int) -> Sequence[Tensor]:
             pixels = self.pixels(first, last)
-            if _is_fused(self.network):
+            if not _is_fused(self.network):
+                return self.network.encode(pixels)
+            with repeatable():
                 return self.network.encode_from(pixels, 0)
-            return self.network.encode(pixels)
 
         self.steps.append(Step("encoder", targets, size[0], seen, compute))
         return [target.map for target in targets]

@@ -162,6 +162,8 @@ def _tiff(
     tifffile = need("tifffile", "pictures of several bands in a TIFF need", "tiff")
     with tifffile.TiffFile(source) as tiff:
         first = _page(tiff, 0, max_pixels)
+        if first is None:
+            raise ImageError("is a TIFF without a page, or damaged")
         if first.samplesperpixel != 1:
             if first.samplesperpixel != count:
                 raise ImageError(_other(first.samplesperpixel, count))

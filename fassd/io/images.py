@@ -367,9 +367,12 @@ def levels_of(
     floats = np.issubdtype(values.dtype, np.floating)
     full = (0, 1 if floats else highest)
     remarks = []
+    if floats and np.isnan(values.min()):
+        y, x = np.argwhere(np.isnan(values))[0][:2]
+        raise ImageError(f"floating-point pixels must be numbers, got NaN at row {y}, column {x}")
     if range is None:
         low, high = values.min(), values.max()
-        if values.dtype != np.uint16 and not (low >= 0 and high <= full[1]):  # NaN, too
+        if values.dtype != np.uint16 and not (low >= 0 and high <= full[1]):
             must = f"32-bit values must be 0 to {highest}"
             must = "floating-point pixels must lie in 0 .. 1" if floats else must
             raise ImageError(f"{must}, got {low} .. {high}; others need a range (--range)")

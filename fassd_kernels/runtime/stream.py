@@ -42,7 +42,7 @@ LATENCIES = 20  # frames, at most, whose latency is measured
 class CameraNetwork(nn.Module):
     """A network with what is before and behind it: frames in, labels out.
 
-    Shape: uint8 RGB (N, H, W, 3) to uint8 labels (N, H, W).
+    Shape: uint8 RGB (N, H, W, 3), or of the network's bands, to uint8 labels (N, H, W).
 
     Args:
         network: takes pictures normalised as :func:`fassd.models.preprocessing_of` says, BGR (N, 3,
@@ -51,13 +51,17 @@ class CameraNetwork(nn.Module):
             labels, or has a ``predict_labels`` that gives these.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
         self.preprocessing = preprocessing_of(network)
-        bands = self.preprocessing.bands
-        if bands is not None:
-            raise ValueError(f"frames have three colours, the network takes {bands} bands")
+        for name in ("mean", "std"):
+            levels = torch.tensor(getattr(self.preprocessing, f"{name}_levels"))
+            where = next(network.parameters(), levels).device
+            self.register_buffer(name, levels.to(where)[:, None, None], persistent=False)
         if getattr(network, "output", None) == "labels+confidence":
             raise ValueError("frames get labels alone: the output labels+confidence has no use")
         self.training = False
@@ -66,11 +70,15 @@ class CameraNetwork(nn.Module):
         first = next(self.network.parameters(), None)
         dtype = torch.float32 if first is None else first.dtype
         mean, std = self.preprocessing.mean_levels, self.preprocessing.std_levels
-        if isinstance(self.network, FusedNetwork) and not has_hooks(self.network):
+        colors = self.preprocessing.bands is None
+        if colors and isinstance(self.network, FusedNetwork) and not has_hooks(self.network):
             return self.network.label_pictures(frames, mean, std)
-        if self.preprocessing.channels == "RGB":  # the operator turns pictures around
-            frames = frames.flip(3)
-        x = ops.normalize(frames, mean=mean, std=std, dtype=dtype)
+        if colors:
+            if self.preprocessing.channels == "RGB":  # the operator turns pictures around
+                frames = frames.flip(3)
+            x = ops.normalize(frames, mean=mean, std=std, dtype=dtype)
+        else:  # which is of three colours
+            x = ((frames.permute(0, 3, 1, 2) - self.mean) / self.std).to(dtype)
         direct = getattr(self.network, "predict_labels", None)
         # Hooks want to see the network itself called.
         result = self.network(x) if direct is None or has_hooks(self.network) else direct(x)
@@ -195,6 +203,7 @@ class Runner:
         with torch.inference_mode(False):
             self.network = ready(model, dtype, self.device)
         camera_network = CameraNetwork(self.network)
+        self.channels = len(camera_network.preprocessing.mean)
         self.graphs = self.make_graphs(camera_network)
         self._compute: Callable[[Tensor], Tensor] = self.graphs or camera_network
         self._upload, self._work, self._download = (self.make_queue() for _ in range(3))
@@ -212,7 +221,7 @@ class Runner:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of a frame."""
-        return (*(() if self.batch is None else (self.batch,)), *self.size, 3)
+        return (*(() if self.batch is None else (self.batch,)), *self.size, self.channels)
 
     def reset(self) -> None:
         """Forget the graph; needed after parts of the network were exchanged for others."""
@@ -225,7 +234,8 @@ class Runner:
         """The labels of one frame.
 
         Args:
-            frame: H x W x 3 uint8 RGB (N x H x W x 3 with `batch`), any strides, on the CPU.
+            frame: H x W x 3 uint8 RGB (N x H x W x 3 with `batch`), or of as many bands as the
+                network takes, any strides, on the CPU.
 
         Returns:
             H x W uint8 (N x H x W), an array if `frame` is one, else a tensor; the caller's own.
@@ -377,7 +387,7 @@ class Runner:
     def make_slot(self) -> Slot:
         on_gpu = self.device.type == "cuda"
         images = (self.batch or 1, *self.size)
-        frames = (*images, 3)
+        frames = (*images, self.channels)
         with torch.inference_mode(False):
             slot = Slot(
                 torch.empty(frames, dtype=torch.uint8, pin_memory=on_gpu),
@@ -448,7 +458,8 @@ def ready(model: nn.Module, dtype: torch.dtype | None, device: torch.device) -> 
 
 def check_frame(frame: Any, shape: tuple[int, ...]) -> None:
     """Raise unless `frame` is what a runner for such frames takes."""
-    expected = f"expected uint8 RGB of shape {shape}, a NumPy array or a tensor on the CPU"
+    kind = "uint8 RGB" if shape[-1] == 3 else "uint8"
+    expected = f"expected {kind} of shape {shape}, a NumPy array or a tensor on the CPU"
     if not isinstance(frame, np.ndarray | Tensor):
         raise TypeError(f"the frame is a {type(frame).__name__}; {expected}")
     if frame.dtype not in (np.dtype(np.uint8), torch.uint8):
