@@ -24,6 +24,9 @@ STABLE_TORCH_LIBRARY(fassd_kernels, m) {
   m.def("upsample_rows(Tensor input, int[2] size, int[4] rows) -> Tensor");
   m.def("upsample_argmax_rows(Tensor input, int[2] size, int[4] rows) -> Tensor");
   m.def(
+      "upsample_confidence_rows(Tensor input, int[2] size, int[4] rows, str measure, "
+      "float temperature) -> Tensor");
+  m.def(
       "upsample_conv1x1_rows(Tensor[] low, Tensor[] skip, Tensor weight, Tensor? bias, "
       "Tensor? slope, Tensor[]? packed, str activation, int[4] rows) -> Tensor");
   m.def("pixel_losses(Tensor logits, Tensor labels, Tensor groups, int ignored) -> Tensor");
@@ -50,6 +53,7 @@ STABLE_TORCH_LIBRARY_IMPL(fassd_kernels, CPU, m) {
   m.impl("upsample_backward", TORCH_BOX(&fassd::cpu::upsample_backward));
   m.impl("upsample_rows", TORCH_BOX(&fassd::cpu::upsample_rows));
   m.impl("upsample_argmax_rows", TORCH_BOX(&fassd::cpu::upsample_argmax_rows));
+  m.impl("upsample_confidence_rows", TORCH_BOX(&fassd::cpu::upsample_confidence_rows));
   m.impl("upsample_conv1x1_rows", TORCH_BOX(&fassd::cpu::upsample_conv1x1_rows));
   m.impl("pixel_losses", TORCH_BOX(&fassd::cpu::pixel_losses));
   m.impl("pixel_losses_backward", TORCH_BOX(&fassd::cpu::pixel_losses_backward));

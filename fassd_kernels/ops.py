@@ -47,8 +47,13 @@ TRAINING = (
     "pixel_losses",
     "pixel_losses_backward",
 )
-# Likewise, operators for pictures in strips (fassd_kernels.modules.strips).
-STRIPS = ("upsample_rows", "upsample_argmax_rows", "upsample_conv1x1_rows")
+# Likewise, what pictures that are done in strips call (fassd_kernels.modules.strips).
+STRIPS = (
+    "upsample_rows",
+    "upsample_argmax_rows",
+    "upsample_confidence_rows",
+    "upsample_conv1x1_rows",
+)
 SCHEMAS = {name: row.schema for name, row in OPERATORS.items()}
 
 

@@ -122,6 +122,29 @@ Tensor labels_of(const Tensor& input, const StripRows& rows, bool align_corners,
   return out;
 }
 
+Tensor confident_of(const Tensor& input, const StripRows& rows, bool align_corners,
+                    double temperature, const Checked& checked) {
+  check_columns("upsample_confidence", input);
+  const ImageSize& result = checked.size;
+  const int64_t height = result.height, width = result.width, channels = result.channels;
+  Tensor out = empty_bytes({result.batch, 2, height, width});
+  if (out.numel() > 0) {
+    uint8_t* const labels = static_cast<uint8_t*>(out.mutable_data_ptr());
+    with_arithmetic(input.scalar_type(), [&](auto type) {
+      using T = decltype(type);
+      const T scale = T(sharpness(temperature));
+      label_rows<T>(input, rows, align_corners, width,
+                    [&](const T* planes, int64_t plane, const auto& columns, int64_t n, int64_t y) {
+                      uint8_t* const row = labels + (2 * n * height + y) * width;
+                      kernels<T>().confidence_row(
+                          planes, plane, columns.before, columns.after, columns.weight_after, width,
+                          channels, checked.measure, scale, row, row + height * width);
+                    });
+    });
+  }
+  return out;
+}
+
 }  // namespace
 
 StripRows::StripRows(const char* op, int64_t in_height, int64_t out_height, const Integers& rows)
@@ -178,25 +201,14 @@ Tensor upsample_confidence(const Tensor& input, const Integers& size, const std:
                            double temperature, bool align_corners) {
   const Checked checked =
       check_upsample_confidence(input, size, measure, temperature, align_corners);
-  check_columns("upsample_confidence", input);
-  const ImageSize& result = checked.size;
-  const int64_t height = result.height, width = result.width, channels = result.channels;
-  Tensor out = empty_bytes({result.batch, 2, height, width});
-  if (out.numel() > 0) {
-    uint8_t* const labels = static_cast<uint8_t*>(out.mutable_data_ptr());
-    with_arithmetic(input.scalar_type(), [&](auto type) {
-      using T = decltype(type);
-      const T scale = T(sharpness(temperature));
-      label_rows<T>(input, {input.size(2), height}, align_corners, width,
-                    [&](const T* planes, int64_t plane, const auto& columns, int64_t n, int64_t y) {
-                      uint8_t* const row = labels + (2 * n * height + y) * width;
-                      kernels<T>().confidence_row(
-                          planes, plane, columns.before, columns.after, columns.weight_after, width,
-                          channels, checked.measure, scale, row, row + height * width);
-                    });
-    });
-  }
-  return out;
+  return confident_of(input, {input.size(2), size[0]}, align_corners, temperature, checked);
+}
+
+Tensor upsample_confidence_rows(const Tensor& input, const Integers& size, const Integers& rows,
+                                const std::string& measure, double temperature) {
+  const Checked checked = check_upsample_confidence(input, size, measure, temperature, true);
+  const StripRows strip_rows("upsample_confidence_rows", input.size(2), size[0], rows);
+  return confident_of(input, strip_rows, true, temperature, checked);
 }
 
 }  // namespace fassd::cpu

@@ -75,6 +75,8 @@ void interpolate_row(const Image& image, const ResizeAxis<T>& rows, const Resize
 // image and the number of rows of that, then of the result's.
 Tensor upsample_rows(const Tensor& input, const Integers& size, const Integers& rows);
 Tensor upsample_argmax_rows(const Tensor& input, const Integers& size, const Integers& rows);
+Tensor upsample_confidence_rows(const Tensor& input, const Integers& size, const Integers& rows,
+                                const std::string& measure, double temperature);
 Tensor upsample_conv1x1_rows(const Tensors& low, const Tensors& skip, const Tensor& weight,
                              const OptionalTensor& bias, const OptionalTensor& slope,
                              const OptionalTensors& packed, const std::string& activation,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fassd.models import create_model
 from fassd.models.layers import ConvLayer, resize
+from fassd_kernels.reference.upsample import confident_labels
 
 CLASSES = 19
 LOGITS_REDUCTION = 4
@@ -95,6 +96,15 @@ class UpsampleArgmax(Upsample):
 
     def forward(self, logits: Tensor) -> Tensor:
         return super().forward(logits).argmax(1)
+
+
+class UpsampleConfidence(Upsample):
+    """Logits (N, C, h, w) to labels and margins, uint8 (N, 2, H, W), of the picture's size."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        # In 16 bits PyTorch would round the enlarged ones, and margins with them.
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        return confident_labels(super().forward(wide), "margin")
 
 
 def picture_size(logits: Tensor) -> tuple[int, int]:

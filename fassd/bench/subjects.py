@@ -23,6 +23,7 @@ from fassd.bench.plain import (
     NormalizeConv,
     Upsample,
     UpsampleArgmax,
+    UpsampleConfidence,
     UpsampleConv,
     decoder_join,
     depthwise,
@@ -250,6 +251,7 @@ OPERATORS = {
     "max_pool": NetworkPart("max_pool", partial(nn.MaxPool2d, 3, 2, 1), ((64, 2),), fused_pool),
     "upsample": _resize("upsample", Upsample),
     "upsample_argmax": _resize("upsample_argmax", UpsampleArgmax),
+    "upsample_confidence": _resize("upsample_confidence", UpsampleConfidence),
 }
 """By name: an operator and its place in FASSD-Net, or else in timm's encoders. Those of `PICTURES`
 are listed beside it."""

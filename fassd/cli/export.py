@@ -233,8 +233,9 @@ def export(
         classes=infos,
     )
     is_int8 = dtype == "int8"
-    calibrating = _pictures(calibration, size, CALIBRATION, "train") if is_int8 else []
     exporter = Exporter(request)
+    bands = exporter.metadata.preprocessing.bands
+    calibrating = _pictures(calibration, size, CALIBRATION, "train", bands) if is_int8 else []
     by_hand = kind == "tensorrt" and not _has_tensorrt()
     wanted = _verifies(verify, request, by_hand)
     target = output_file.with_suffix(".onnx") if by_hand else output_file
@@ -283,34 +284,31 @@ def _pictures(
     size: tuple[int, int] | None,
     count: int,
     split: str,
+    bands: int | None = None,
     least: int = 0,
 ) -> list[npt.NDArray[np.uint8]]:
-    """At most `count` pictures at a size.
+    """At most `count` pictures at a size, in colours or of so many bands.
 
-    Without sources they are generated streets of a split; of any size, they have one that was not
-    traced, and the smallest, `least`.
+    Without sources they are generated streets of a split, whose colours then stand for bands; of
+    any size, they have one that was not traced, and the smallest, `least`.
     """
     import numpy as np
-    from PIL import Image
 
+    from fassd.io.bands import read_bands
     from fassd.io.find import find_pictures
-    from fassd.io.images import read_image
+    from fassd.io.images import read_image, resized
     from fassd.synth import render_street
 
     if sources:
         results: list[Path] = []
         found = find_pictures(sources, onresult=results.append)
         tell_results(results)
-        images = [read_image(picture.path) for picture in found[:count]]
-        if size is None:
-            return images
-        height, width = size
-        resampling = Image.Resampling.BILINEAR
-        return [
-            np.array(Image.fromarray(image).resize((width, height), resampling)) for image in images
-        ]
+        paths = [picture.path for picture in found[:count]]
+        images = [read_image(path) if bands is None else read_bands(path, bands) for path in paths]
+        return [resized(image, size or image.shape[:2]) for image in images]
     sizes = [size] * count if size else [OTHER_SIZE, (512, 1024), (least, least + 7)]
-    return [render_street(*each, seed=i, split=split)[0] for i, each in enumerate(sizes)]
+    streets = [render_street(*each, seed=i, split=split)[0] for i, each in enumerate(sizes)]
+    return streets if bands is None else [each[..., np.arange(bands) % 3] for each in streets]
 
 
 def _has_tensorrt() -> bool:
@@ -376,8 +374,9 @@ def _verified(
     """
     from fassd.export import ExportedNetwork, ExportError, verify
 
-    least = exporter.metadata.minimum_size
-    shown = _pictures(pictures, exporter.request.size, STREETS, "val", least)
+    data = exporter.metadata
+    bands, least = data.preprocessing.bands, data.minimum_size
+    shown = _pictures(pictures, exporter.request.size, STREETS, "val", bands, least)
     limit = None if tolerance is None else 1 - tolerance / 100
     result = verify(ExportedNetwork(written), exporter.source, shown, labels_limit=limit)
     if not result.passed:

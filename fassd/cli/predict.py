@@ -109,9 +109,10 @@ def predict(
     are never taken for sources: those listed in [cyan].fassd-predict.jsonl[/] of their folder are
     skipped in folders and patterns, and counted.
 
-    For a picture that does not fit in memory there is --strips. The labels are the same; they are
-    written as TIFFs, [cyan]NAME_trainids.tif[/] (class indices, with a palette) and
-    [cyan]NAME_overlay.tif[/]. It needs [cyan]pip install 'fassd-net\\[tiff]'[/].
+    A picture that does not fit in memory is done with --strips: its labels are the same, and
+    written as TIFFs, [cyan]NAME_trainids.tif[/] (class indices, in a palette of their colours) and
+    [cyan]NAME_overlay.tif[/]; with --confidence and --label-ids further ones. It needs
+    [cyan]pip install 'fassd-net\\[tiff]'[/].
 
     Under [cyan]torchrun[/] the processes share the sources.
 
@@ -151,9 +152,12 @@ def predict(
     if not found:
         raise unfound[-1]
     single = one_file(output, found)
-    asked = ("label_ids", "confidence", "min_confidence", "probabilities")
-    others = {name: getattr(results, name) for name in asked}
-    others |= {"size": size, "scales": tuple(scales) != (1,), "flip": flip}
+    others = {
+        "size": size,
+        "scales": tuple(scales) != (1,),
+        "flip": flip,
+        "probabilities": results.probabilities,
+    }
     strips.check(found, output, others)
     check_file(output) if single else check_folder(output)
     # Pillow's own limit is twice this number.

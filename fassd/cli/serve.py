@@ -235,7 +235,7 @@ def _try_out(networks: Networks, choice: Choice, network: Network) -> ModelInfo:
 
     try:
         segmenter = networks.get(choice)
-        segmenter.predict(np.zeros((128, 128, 3), np.uint8))
+        segmenter.predict(np.zeros((128, 128, segmenter.bands or 3), np.uint8))
     except UnsuitableError as error:
         raise error.__cause__ or error from None
     words = {name: name or "random" for name in (None, "streets", "synthetic", "cityscapes")}
@@ -245,6 +245,7 @@ def _try_out(networks: Networks, choice: Choice, network: Network) -> ModelInfo:
         title=Path(network.model).name if exported else get_variant(network.model).title,
         weights=words.get(weights_of(network.weights, segmenter.model), "own"),
         classes=class_table(segmenter.classes),
+        bands=segmenter.bands,
     )
 
 

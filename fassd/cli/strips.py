@@ -16,7 +16,7 @@ from fassd.cli.batch import Batch
 from fassd.cli.options import Size
 from fassd.cli.terminal import escape, progress
 from fassd.io.files import names_file
-from fassd.io.finished import STRIP_ENDINGS
+from fassd.io.finished import STRIP_CONFIDENCE_ENDING, STRIP_ENDINGS, STRIP_IDS_ENDING
 
 if TYPE_CHECKING:
     import numpy as np
@@ -149,6 +149,7 @@ class StripBatch(Batch):
         self._strips = strips
 
     def do(self, sources: Sequence[PictureFile | Video], segmenter: Segmenter, shown: bool) -> None:
+        table = None if self._ids is None else self._ids.of(segmenter.model)
         with progress(shown) as bar:
             for source in sources:
                 picture: Any = source
@@ -158,16 +159,20 @@ class StripBatch(Batch):
                     bar.update(task, completed=round(1000 * share))
 
                 with self._reporting(picture):
-                    result = self._segment_strips(picture, segmenter, tell)
+                    result = self._segment_strips(picture, segmenter, table, tell)
                     self.outcome.pictures.append((picture, *result))
                 bar.remove_task(task)
         self._remark_on_others()
 
     def _segment_strips(
-        self, picture: PictureFile, segmenter: Segmenter, tell: Callable[[float], None]
+        self,
+        picture: PictureFile,
+        segmenter: Segmenter,
+        table: npt.NDArray[np.integer] | None,
+        tell: Callable[[float], None],
     ) -> tuple[Size, float]:
         from fassd.inference.large import labelled, scratch_folder, write_labels
-        from fassd.inference.strips import MEMORY
+        from fassd.inference.steps import MEMORY
         from fassd.io.palette import drawing
         from fassd.io.tiff import write_tiff
 
@@ -178,7 +183,14 @@ class StripBatch(Batch):
         with (
             self._rows(picture) as rows,
             labelled(
-                segmenter, rows, folder, memory=memory, tiles=self._strips.tiles, progress=tell
+                segmenter,
+                rows,
+                folder,
+                memory=memory,
+                tiles=self._strips.tiles,
+                confidence=settings.measure,
+                min_confidence=settings.min_confidence,
+                progress=tell,
             ) as labels,
         ):
             seconds = time.perf_counter() - started
@@ -186,17 +198,24 @@ class StripBatch(Batch):
             draw = drawing(view, settings.opacity, segmenter.palette)
 
             def drawn(first: int, last: int) -> npt.NDArray[np.integer]:
-                return draw(rows.read(first, last), labels.read(first, last))
+                return draw(rows.read(first, last), *labels.read_all(first, last))
 
             files[0].parent.mkdir(parents=True, exist_ok=True)
             self._begin(picture)
             alone = view in ("labels", "trainids")  # which one file holds, with its palette
+            size = Size(rows.height, rows.width)
             if not self.single or alone:
                 write_labels(files[0], labels, segmenter.palette)
             if not alone:
-                width = rows.width * (2 if view == "side-by-side" else 1)
-                write_tiff(files[-1], (rows.height, width), drawn)
-            return Size(rows.height, rows.width), seconds
+                width = size.width * (2 if view == "side-by-side" else 1)
+                write_tiff(files[0 if self.single else 1], (size.height, width), drawn)
+            further = files[len(STRIP_ENDINGS) :]
+            if table is not None:
+                ids = table
+                write_tiff(further.pop(0), size, lambda *of: ids[labels.read(*of)], ids.dtype)
+            if further:
+                write_tiff(further.pop(), size, labels.certainty)
+            return size, seconds
 
     @contextlib.contextmanager
     def _rows(self, picture: PictureFile) -> Iterator[TiffRows | ArrayRows]:
@@ -210,4 +229,9 @@ class StripBatch(Batch):
     def _results(self, source: PictureFile | Video) -> list[Path]:
         if self.single:
             return [self.output]
-        return [self.output / f"{source.name}{ending}" for ending in STRIP_ENDINGS]
+        endings = [*STRIP_ENDINGS]
+        if self._ids is not None:
+            endings.append(STRIP_IDS_ENDING)
+        if self.settings.measure is not None:
+            endings.append(STRIP_CONFIDENCE_ENDING)
+        return [self.output / f"{source.name}{ending}" for ending in endings]

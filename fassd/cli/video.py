@@ -172,23 +172,24 @@ class Certain:
     Args:
         segmenter: labels pictures.
         settings: by what it is told, and how uncertain labels are left out.
+
+    Raises:
+        ValueError: the segmenter does not tell it.
     """
 
     def __init__(self, segmenter: Segmenter, settings: ResultOptions) -> None:
+        if settings.measure is not None:
+            segmenter.check_confidence(settings.measure, settings.min_confidence)
         self.segmenter, self.settings = segmenter, settings
 
     def predict(self, image: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[Any], ...]:
         """Labels, (H, W), and perhaps their certainty; too uncertain ones are `IGNORE`."""
-        from fassd.io.palette import IGNORE
+        from fassd.io.palette import leave_out
 
         if self.settings.measure is None:
             return (self.segmenter.predict(image),)
         labels, certainty = self.segmenter.predict(image, confidence=self.settings.measure)
-        if self.settings.min_confidence is not None:
-            if len(self.segmenter.classes) > IGNORE:
-                raise ValueError(f"--min-confidence writes {IGNORE}, which is a class here")
-            labels[certainty < 255 * self.settings.min_confidence] = IGNORE
-        return labels, certainty
+        return leave_out(labels, certainty, self.settings.min_confidence), certainty
 
 
 def one_file(output: Path, found: Sequence[PictureFile | Video]) -> bool:

@@ -94,8 +94,8 @@ class ExportedNetwork(nn.Module):
 
         Args:
             x: normalised BGR (N, 3, H, W), or RGB if the metadata says so; or uint8 RGB
-                (N, H, W, 3). What the file does not take is converted to what it takes, without
-                loss.
+                (N, H, W, 3); or as many bands. What the file does not take is converted to what it
+                takes, without loss.
 
         Raises:
             ValueError: the file does not take the size, or its result is broken.

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 import fassd
 from fassd.io.palette import LabelClass
 from fassd.io.untrusted import problem, read_json, shortened, shown
-from fassd.models.preprocess import OURS, Preprocessing
+from fassd.models.preprocess import MOST_BANDS, OURS, Preprocessing
 from fassd_kernels.reference.upsample import Measure
 
 KEY = "fassd"
@@ -61,7 +61,7 @@ Name = Annotated[str, Field(max_length=1000)]
 Side = Annotated[int, Field(strict=True, ge=1, le=65_535)]
 Byte = Annotated[int, Field(strict=True, ge=0, le=255)]
 Level = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-LEVELS = TypeAdapter(tuple[Level, Level, Level])
+LEVELS = TypeAdapter(Annotated[list[Level], Field(min_length=1, max_length=MOST_BANDS)])
 CLASS = TypeAdapter(tuple[Name, tuple[Byte, Byte, Byte]])
 
 
@@ -98,7 +98,8 @@ class Metadata:
         output: kind of result: "logits", float32 (N, classes, H, W), "labels", uint8 (N, H, W), or
             "labels+confidence", two of these.
         takes_pictures: whether its input is uint8 RGB (N, H, W, 3); otherwise it is float32
-            normalised BGR (N, 3, H, W), or RGB, as `preprocessing` says.
+            normalised BGR (N, 3, H, W), or RGB, as `preprocessing` says. It may be of other bands
+            in place of three colours.
         batch: N.
         size: size (H, W), or None if it takes any.
         minimum_size: smallest H and W, if it takes any.
@@ -139,10 +140,14 @@ class Metadata:
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Of the input; -1 where any size will do."""
-        height, width = self.size or (-1, -1)
+        return self.shape_of(self.size or (-1, -1))
+
+    def shape_of(self, size: tuple[int, int]) -> tuple[int, ...]:
+        """Shape of an input whose pictures have a size."""
+        channels = len(self.preprocessing.mean)
         if self.takes_pictures:
-            return (self.batch, height, width, 3)
-        return (self.batch, 3, height, width)
+            return (self.batch, *size, channels)
+        return (self.batch, channels, *size)
 
     def to_json(self) -> str:
         """One JSON object, for programs in any language."""
@@ -160,7 +165,7 @@ class Metadata:
                 "shape": list(self.input_shape),
                 "minimum_size": self.minimum_size,
                 "dtype": "uint8" if self.takes_pictures else "float32",
-                "channels": "RGB" if self.takes_pictures else own.channels,
+                "channels": "RGB" if self.takes_pictures and own.bands is None else own.channels,
                 "normalized": not self.takes_pictures,
                 "mean": own.mean_levels,
                 "std": own.std_levels,
@@ -211,11 +216,10 @@ class Metadata:
                     ),
                 }
             )
-            if found.preprocessing.bands is not None:
-                raise ValueError("mean_channels must be BGR or RGB, got bands")
-            if channels != 3 or found.batch * math.prod(found.size or ()) > MOST_PIXELS:
+            taken = len(mean)
+            if channels != taken or found.batch * math.prod(found.size or ()) > MOST_PIXELS:
                 raise ValueError(
-                    f"shape must have 3 channels and at most {MOST_PIXELS:,} pixels, "
+                    f"shape must have {taken} channels and at most {MOST_PIXELS:,} pixels, "
                     f"got {shown(entry['shape'])}"
                 )
             if (found.measure is None) != (output != "labels+confidence"):

@@ -24,7 +24,7 @@ class Deployed(nn.Module):
     Args:
         network: pictures normalised as it takes them, BGR (N, 3, H, W) as a rule, to logits; plain,
             or of `fassd_kernels`.
-        preprocess: take uint8 RGB (N, H, W, 3) instead.
+        preprocess: take uint8 RGB (N, H, W, 3), or as many bands, instead.
         output: "logits", given as float32 whatever the network computes in, "labels", uint8
             (N, H, W), or "labels+confidence", both uint8 (N, H, W).
         measure: measure of the confidence.
@@ -53,7 +53,8 @@ class Deployed(nn.Module):
     def _result(self, image: Tensor) -> Tensor:
         network: Any = self.network
         labels = self.output != "logits"
-        if self.preprocess and labels and hasattr(network, "label_pictures"):
+        colors = self.pictures.bands is None
+        if self.preprocess and labels and colors and hasattr(network, "label_pictures"):
             own = self.pictures
             return network.label_pictures(image, own.mean_levels, own.std_levels, self.measure)
         dtype = next(network.parameters()).dtype
@@ -74,12 +75,13 @@ class Deployed(nn.Module):
 
 
 def levels(values: Sequence[float]) -> Tensor:
-    """Means or deviations of channels on the scale of bytes, (3, 1, 1) float32."""
+    """Means or deviations of channels on the scale of bytes, (channels, 1, 1) float32."""
     return torch.tensor([255 * value for value in values])[:, None, None]
 
 
 def normalized(pictures: Tensor, mean: Tensor, std: Tensor, channels: str = "BGR") -> Tensor:
-    """`fassd.models.normalize`, of uint8 RGB (N, H, W, 3) by `levels`, to channels in an order."""
+    """`fassd.models.normalize`, of uint8 RGB (N, H, W, 3), or bands, by `levels`, to channels in an
+    order."""
     # Floats first: TensorRT takes bytes as an input, and nowhere behind it.
     batch = pictures.float()
     batch = batch.flip(3) if channels == "BGR" else batch
@@ -103,12 +105,12 @@ def free_sides(preprocess: bool, size: tuple[int, int] | None) -> tuple[dict[int
     return ({height: torch.export.Dim.DYNAMIC, height + 1: torch.export.Dim.DYNAMIC},)
 
 
-def example_input(preprocess: bool, batch: int, size: tuple[int, int]) -> Tensor:
+def example_input(shape: tuple[int, ...], preprocess: bool) -> Tensor:
     """A batch of noise to trace with."""
     generator = torch.Generator().manual_seed(0)
     if preprocess:
-        return torch.randint(0, 256, (batch, *size, 3), dtype=torch.uint8, generator=generator)
-    return torch.randn(batch, 3, *size, generator=generator)
+        return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    return torch.randn(shape, generator=generator)
 
 
 def groups(pictures: Pictures, batch: int) -> Iterator[list[npt.NDArray[np.uint8]]]:

@@ -47,7 +47,7 @@ def onnx_model(
             f"opset must be {OPSETS[0]} to {OPSETS[-1]}, got {opset}"
             + (": older ones lack operators that the network needs" if opset < OPSETS[0] else "")
         )
-    example = example_input(metadata.takes_pictures, metadata.batch, example_size)
+    example = example_input(metadata.shape_of(example_size), metadata.takes_pictures)
     free = free_sides(metadata.takes_pictures, metadata.size)
     with quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(

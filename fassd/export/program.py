@@ -27,7 +27,7 @@ def traced(
     Raises:
         ExportError: torch.export cannot trace it.
     """
-    example = example_input(metadata.takes_pictures, metadata.batch, example_size)
+    example = example_input(metadata.shape_of(example_size), metadata.takes_pictures)
     free = free_sides(metadata.takes_pictures, metadata.size)
     try:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):

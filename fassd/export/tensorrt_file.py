@@ -25,10 +25,7 @@ def profile_of(metadata: Metadata) -> list[tuple[int, ...]] | None:
     """Shapes of the input for the sizes of `PROFILE`; None if it is fixed."""
     if metadata.size is not None:
         return None
-    n = metadata.batch
-    if metadata.takes_pictures:
-        return [(n, height, width, 3) for height, width in PROFILE]
-    return [(n, 3, height, width) for height, width in PROFILE]
+    return [metadata.shape_of(size) for size in PROFILE]
 
 
 def trtexec(onnx: Path, engine: Path, metadata: Metadata) -> str:

@@ -83,7 +83,7 @@ def verify(
     Args:
         exported: file to verify.
         source: the plain network in float32, on the CPU, in eval mode.
-        pictures: (H, W, 3) uint8 RGB, of sizes that the file takes.
+        pictures: (H, W, 3) uint8 RGB, or as many bands, of sizes that the file takes.
         labels_limit: share of labels that have to be equal; by the file's dtype if not given.
     """
     dtype = exported.metadata.dtype

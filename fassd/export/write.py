@@ -46,7 +46,7 @@ class Request:
         output: kind of result, from `OUTPUTS`.
         measure: of the output "labels+confidence", as of
             `fassd_kernels.reference.upsample_confidence`.
-        preprocess: take uint8 RGB (N, H, W, 3) and normalise inside.
+        preprocess: take uint8 RGB (N, H, W, 3), or as many bands, and normalise inside.
         backend: for "torch" and "aoti", of `BACKENDS`. With "cpu", or "auto" where they are built,
             the operators of `fassd_kernels` stay operators, which the program that loads the file
             has to have; "reference" is PyTorch's own alone.
@@ -137,11 +137,6 @@ class Exporter:
             self.source = create_model(
                 request.model, request.num_classes, request.alpha, weights=request.weights
             ).eval()
-        bands = preprocessing_of(self.source).bands
-        if bands is not None:
-            raise ExportError(
-                f"only networks of three colours can be exported, this one takes {bands} bands"
-            )
         minimum = self.source.minimum_size
         if request.size is not None and min(request.size) < minimum:
             height, width = request.size
@@ -199,14 +194,15 @@ class Exporter:
         if not fused or missing is not None:
             return source.to(dtype), None
         fast = fassd_kernels.accelerate(source, dtype=dtype, backend=request.backend)
-        example = torch.zeros(1, 3, *self.traced_at, dtype=dtype)
+        example = torch.zeros(1, self.source.in_channels, *self.traced_at, dtype=dtype)
         return fassd_kernels.freeze(fast, (example,)), "cpu"
 
     def onnx(self, calibration: Pictures = ()) -> Any:
         """The network as an `onnx.ModelProto`.
 
         Args:
-            calibration: for int8, pictures (H, W, 3) uint8 RGB of the request's size.
+            calibration: for int8, pictures (H, W, 3) uint8 RGB, or of as many bands, of the
+                request's size.
 
         Raises:
             ExportError: int8 is requested without pictures, or the opset is not available.

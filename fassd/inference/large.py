@@ -17,27 +17,49 @@ import torch
 
 import fassd
 from fassd.inference.maps import MapFile
-from fassd.inference.strips import MEMORY, Picture, Step, alone, check_memory, plan, run
+from fassd.inference.steps import MEMORY, Picture, Step, alone, check_memory, run
+from fassd.inference.strips import plan
 from fassd.inference.tiles import TileStep
 from fassd.io.images import MAX_PIXELS, ImageError
 from fassd.io.levels import Range
+from fassd.io.palette import leave_out
 from fassd.io.tiff import ArrayRows, TiffRows, open_rows, write_tiff
+from fassd.models.info import temperature_of
 
 if TYPE_CHECKING:
     from fassd.inference.segmenter import Segmenter
+    from fassd_kernels.reference.upsample import Measure
 
 
 class LabelRows:
-    """The labels of a picture in a file, by rows."""
+    """The labels of a picture in a file, by rows, and perhaps how certain they are in another.
 
-    def __init__(self, labels: MapFile) -> None:
-        self._labels = labels
+    Args:
+        labels: their file.
+        certainty: that of their certainty, of 255, if it is told.
+        least: certainty, of 1, below which labels are `fassd.io.palette.IGNORE`.
+    """
+
+    def __init__(self, labels: MapFile, *certainty: MapFile, least: float | None = None) -> None:
+        self._labels, self._certainty, self._least = labels, certainty, least
         self.height, self.width = labels.shape[:2]
         self.dtype = np.uint8 if labels.dtype.itemsize == 1 else np.uint16
 
     def read(self, first: int, last: int) -> npt.NDArray[Any]:
-        """Rows [first, last), (rows, width)."""
-        return self._labels.read(first, last)[0, 0].numpy()
+        """The labels of rows [first, last), (rows, width)."""
+        return self.read_all(first, last)[0]
+
+    def certainty(self, first: int, last: int) -> npt.NDArray[np.uint8]:
+        """How certain they are, (rows, width)."""
+        return self.read_all(first, last)[1]
+
+    def read_all(self, first: int, last: int) -> tuple[npt.NDArray[Any], ...]:
+        """The labels and, if it is told, their certainty."""
+        files = (self._labels, *self._certainty)
+        labels, *certainty = (each.read(first, last)[0, 0].numpy() for each in files)
+        if certainty:
+            leave_out(labels, certainty[0], self._least)
+        return labels, *certainty
 
 
 @contextlib.contextmanager
@@ -49,6 +71,8 @@ def labelled(
     memory: int = MEMORY,
     rows: int | None = None,
     tiles: int | None = None,
+    confidence: Measure | None = None,
+    min_confidence: float | None = None,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Iterator[LabelRows]:
     """The labels of a picture, computed in strips (`fassd.inference.strips`) or by tiles.
@@ -62,26 +86,31 @@ def labelled(
         memory: bytes that the values of a strip may take.
         rows: rows of the picture in a strip, in place of `memory`.
         tiles: side of the tiles (`fassd.inference.tiles`); None for strips.
+        confidence: what tells how certain labels are, as of `Segmenter.predict`; None for nothing.
+        min_confidence: certainty below which labels are `fassd.io.palette.IGNORE`.
         progress: called with the share that is done, after each strip.
 
     Raises:
         UnboundedError: the reach of a module of the network is not known (a ValueError).
         ValueError: the picture is too small or has bands, the memory is not enough, the segmenter
-            has a size or several views (with tiles, it may).
+            has a size or several views (with tiles, it may), or does not tell the confidence.
         OSError: the maps do not fit on the disk, or another process works in the folder.
     """
     steps: Sequence[Step]
+    if confidence is not None:
+        segmenter.check_confidence(confidence, min_confidence)
     if tiles is None:
-        steps = plan(segmenter, picture, folder).steps
+        steps = plan(segmenter, picture, folder, confidence).steps
     else:
-        steps = [TileStep(segmenter, picture, folder, tiles)]
-    identity = identity_of(segmenter, picture, tiles)
+        steps = [TileStep(segmenter, picture, folder, tiles, confidence)]
+    identity = identity_of(segmenter, picture, tiles, confidence)
     if rows is None:
         check_memory(steps, memory)
     try:
         with alone(folder):  # until the labels have been read
             run(steps, folder, identity, memory=memory, rows=rows, progress=progress)
-            yield LabelRows(steps[-1].targets[0].map)
+            labels, *certainty = (target.map for target in steps[-1].targets)
+            yield LabelRows(labels, *certainty, least=min_confidence)
     except ImageError:  # what was made of a damaged picture is of no use when it is mended
         shutil.rmtree(folder)
         raise
@@ -95,6 +124,9 @@ def predict_file(
     *,
     memory: int = MEMORY,
     tiles: int | None = None,
+    confidence: Measure | None = None,
+    min_confidence: float | None = None,
+    certainty: str | os.PathLike[str] | None = None,
     scratch: str | os.PathLike[str] | None = None,
     max_pixels: int | None = MAX_PIXELS,
     progress: Callable[[float], None] = lambda share: None,
@@ -104,10 +136,11 @@ def predict_file(
     The labels are those of the whole picture (`fassd.inference.strips`), except with tiles.
 
     Args:
-        segmenter, memory, tiles, progress: as of `labelled`.
+        segmenter, memory, tiles, confidence, min_confidence, progress: as of `labelled`.
         source: a TIFF, which is read by rows (`fassd.io.tiff.TiffRows`), or any other picture,
             which is read whole.
         output: a TIFF in tiles: the labels, in a palette of the classes' colours.
+        certainty: a TIFF for the labels' certainty, grey, 255 for certain.
         scratch: folder for the maps; by default a hidden one beside `output`.
         max_pixels: maximum of height times width for a picture that is read whole.
 
@@ -116,14 +149,26 @@ def predict_file(
 
     Raises:
         As `labelled`, and `fassd.io.images.ImageError` where the source cannot be read.
+        ValueError: also, a file for the certainty or a least one, and no `confidence`.
     """
+    if confidence is None and (certainty is not None or min_confidence is not None):
+        raise ValueError("certainty and min_confidence need a confidence, got None")
     output = Path(output)
     folder = scratch_folder(output, scratch)
     with rows_of(source, segmenter.range, max_pixels) as picture:
         with labelled(
-            segmenter, picture, folder, memory=memory, tiles=tiles, progress=progress
+            segmenter,
+            picture,
+            folder,
+            memory=memory,
+            tiles=tiles,
+            confidence=confidence,
+            min_confidence=min_confidence,
+            progress=progress,
         ) as labels:
             write_labels(output, labels, segmenter.palette)
+            if certainty is not None:
+                write_tiff(Path(certainty), (labels.height, labels.width), labels.certainty)
         return picture.height, picture.width
 
 
@@ -151,10 +196,13 @@ def rows_of(
         yield picture
 
 
-def identity_of(segmenter: Segmenter, picture: Picture, tiles: int | None = None) -> str:
+def identity_of(
+    segmenter: Segmenter, picture: Picture, tiles: int | None, confidence: Measure | None
+) -> str:
     """What tells this picture by this network from all other work."""
     text = [fassd.__version__, segmenter.backend, str(segmenter.dtype), str(segmenter.device)]
-    text += [repr(segmenter.size), repr(segmenter.views), repr(tiles)]
+    text += map(repr, [segmenter.size, segmenter.views, tiles, confidence])
+    text.append(repr(temperature_of(segmenter.model)))
     digest = hashlib.sha256(json.dumps([text, picture.identity], default=str).encode())
     digest.update(repr(segmenter.model).encode())
     for name, tensor in segmenter.model.state_dict().items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,11 @@ class MapFile:
             left = rows.flatten().view(torch.uint8).numpy().data
             while left:
                 left = left[file.write(left) :]
+
+    def sync(self) -> None:
+        """Wait until all that was written is on the disk."""
+        with self.path.open("r+b") as file:
+            os.fsync(file.fileno())
 
     def read(self, first: int, last: int) -> Tensor:
         """Rows [first, last), (1, channels, rows, width), channels_last."""

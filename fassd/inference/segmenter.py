@@ -24,7 +24,7 @@ from fassd.io.images import (
     resized,
 )
 from fassd.io.levels import Range, as_range
-from fassd.io.palette import LabelClass, classes_of
+from fassd.io.palette import IGNORE, LabelClass, classes_of
 from fassd.models import create_model, load, load_checkpoint
 from fassd.models.device import DTYPES, pick_device
 from fassd.models.encoder import reparameterize
@@ -207,7 +207,7 @@ class Segmenter:
                 network only returns labels, or has more than 256 classes.
         """
         if confidence is not None:
-            self._check_confidence(confidence)
+            self.check_confidence(confidence)
         if isinstance(image, (list, tuple)):
             prefixes = [f"picture {i}: " for i, _ in enumerate(image)]
             pairs = zip(image, prefixes, strict=True)
@@ -245,7 +245,9 @@ class Segmenter:
         batch, size = self._batch(picture)
         return self._resized(logits_of(self._run(self.model, batch, prefix)), size)
 
-    def _check_confidence(self, measure: str) -> None:
+    def check_confidence(self, measure: str, least: float | None = None) -> None:
+        """Raise ValueError where `predict` does not tell certainty by a measure, or labels of less
+        than `least` cannot be `fassd.io.palette.IGNORE`."""
         if measure not in get_args(Measure):
             known = ", ".join(get_args(Measure))
             raise ValueError(f"confidence must be one of {known}, or None, got {measure!r}")
@@ -254,6 +256,8 @@ class Segmenter:
             raise ValueError(
                 f"confidence is of at most 256 classes, the network has {len(self.classes)}"
             )
+        if least is not None and len(self.classes) > IGNORE:
+            raise ValueError(f"--min-confidence writes {IGNORE}, which is a class here")
 
     def _check_output(self, measure: str | None) -> None:
         """Check that a file returns a measure, or the probabilities."""

@@ -17,10 +17,12 @@ import torch
 
 from fassd.inference.fields import Field
 from fassd.inference.maps import MapFile
-from fassd.inference.strips import Picture, Step, Target, check_colors
+from fassd.inference.steps import Picture, Step, Target
+from fassd.inference.strips import check_colors
 
 if TYPE_CHECKING:
     from fassd.inference.segmenter import Segmenter
+    from fassd_kernels.reference.upsample import Measure
 
 OVERLAP = 4
 """Tiles share one part in `OVERLAP` of their side with the next tile."""
@@ -59,21 +61,30 @@ class TileStep(Step):
         picture: picture to label.
         folder: of the labels' file.
         side: of a tile, at least 1.
+        measure: of how certain labels are, which the second target is; None for labels alone.
 
     Raises:
         ValueError: the side is invalid, or the network takes other bands than RGB.
     """
 
-    def __init__(self, segmenter: Segmenter, picture: Picture, folder: Path, side: int) -> None:
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        picture: Picture,
+        folder: Path,
+        side: int,
+        measure: Measure | None = None,
+    ) -> None:
         if side < 1:
             raise ValueError(f"tiles must have a side of at least 1 pixel, got {side}")
         check_colors(segmenter)
         height, width = picture.height, picture.width
         self.rows, self.columns = windows(height, side), windows(width, side)
-        self.segmenter, self.picture = segmenter, picture
+        self.segmenter, self.picture, self.measure = segmenter, picture, measure
         dtype = torch.uint8 if len(segmenter.classes) <= 256 else torch.uint16
-        self.labels = MapFile(folder / "labels.raw", (height, width, 1), dtype)
-        targets: Sequence[Target] = [Target(self.labels, 1)]
+        names = ["labels"] if measure is None else ["labels", "certainty"]
+        maps = [MapFile(folder / f"{name}.raw", (height, width, 1), dtype) for name in names]
+        targets: Sequence[Target] = [Target(each, 1) for each in maps]
         seen = Field(1, 0, height, width, float(width))
         super().__init__("labels", targets, height, seen, lambda *_: [])
 
@@ -92,7 +103,12 @@ class TileStep(Step):
             band = self.picture.read(row.first, row.last)
             kept = []
             for column in self.columns:
-                labels = self.segmenter.predict(band[:, column.first : column.last])
-                inner = labels[row.top - row.first : row.bottom - row.first]
-                kept.append(inner[:, column.top - column.first : column.bottom - column.first])
-            self.labels.write(row.top, torch.from_numpy(np.hstack(kept))[None, None])
+                tile = band[:, column.first : column.last]
+                if self.measure is None:
+                    found = self.segmenter.predict(tile)[None]
+                else:
+                    found = np.stack(self.segmenter.predict(tile, confidence=self.measure))
+                inner = found[:, row.top - row.first : row.bottom - row.first]
+                kept.append(inner[..., column.top - column.first : column.bottom - column.first])
+            for target, plane in zip(self.targets, np.concatenate(kept, 2), strict=True):
+                target.map.write(row.top, torch.from_numpy(plane)[None, None])

@@ -1,13 +1,15 @@
 """Pictures with any number of bands, for networks that do not take three colours.
 
-Only values are converted, to levels (`fassd.io.levels`): bands keep their order, and there is no
-transparency. TIFFs with more than one band are read by tifffile, all others by Pillow.
+Nothing is converted but values to levels (`fassd.io.levels`): bands keep their order, and there is
+no transparency. TIFFs of more than one band are read by tifffile, arrays of NumPy (.npy) by it, all
+others by Pillow.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from fassd.io.levels import Range, as_range, has_high_bytes, stored
 from fassd.io.packages import need
 
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+NPY = (b"\x93NUM",)
 PLAIN = ("L", "LA", "RGB", "RGBA", "CMYK")
 """Pillow's modes whose channels are bands without conversion."""
 
@@ -49,8 +52,9 @@ def read_bands(
 ) -> npt.NDArray[np.uint8]:
     """Read a picture with `count` bands, (H, W, count) uint8.
 
-    The bands are the channels of a picture, or the pages of a TIFF with one band each. Warns
-    (`ImageWarning`) as `fassd.io.images.read_image` does.
+    The bands are the channels of a picture, the pages of a TIFF of one band each, or the last axis
+    of an array (H, W, count) in a .npy file. Warns (`ImageWarning`) as `fassd.io.images.read_image`
+    does.
 
     Args:
         path: path of the file, or its content.
@@ -77,6 +81,8 @@ def examine_bands(
         source = io.BytesIO(path) if isinstance(path, Content) else Path(path)
         if count > 1 and _begins_with(source, TIFF):
             values, highest, remarks = _tiff(source, count, max_pixels or MAX_PIXELS)
+        elif _begins_with(source, NPY):
+            values, highest, remarks = _npy(source, range, max_pixels or MAX_PIXELS), 65535, []
         else:
             values, highest, remarks = _by_pillow(source, max_pixels)
         if values.shape[2] != count:
@@ -156,6 +162,8 @@ def _tiff(
     tifffile = need("tifffile", "pictures of several bands in a TIFF need", "tiff")
     with tifffile.TiffFile(source) as tiff:
         first = _page(tiff, 0, max_pixels)
+        if first is None:
+            raise ImageError("is a TIFF without a page, or damaged")
         if first.samplesperpixel != 1:
             if first.samplesperpixel != count:
                 raise ImageError(_other(first.samplesperpixel, count))
@@ -180,18 +188,43 @@ def _tiff(
         return *_values(pages), []
 
 
+def _npy(source: Path | io.BytesIO, range: Range, max_pixels: int) -> npt.NDArray[Any]:
+    """Values, (H, W, bands), of a file of NumPy's; none of its objects are made."""
+    with source.open("rb") if isinstance(source, Path) else source as file:
+        version = np.lib.format.read_magic(file)
+        if version > (2, 0):
+            raise ImageError(f"is of version {version[0]} of NumPy's format; 1 and 2 are read")
+        header = "read_array_header_1_0" if version == (1, 0) else "read_array_header_2_0"
+        shape, by_columns, kind = getattr(np.lib.format, header)(file)
+        if len(shape) not in (2, 3) or min(shape) < 1:
+            raise ImageError(f"holds an array of shape {shape}; (H, W, bands) is read")
+        if kind.kind not in "buif":
+            raise ImageError(f"holds values of {kind!s:.80}, not numbers")
+        _check_pixels(shape[0], shape[1], max_pixels)
+        count = math.prod(shape)
+        content = file.read(count * kind.itemsize)
+    if len(content) < count * kind.itemsize:
+        raise ImageError(f"is truncated: {len(content):,} of {count * kind.itemsize:,} bytes")
+    values = np.frombuffer(content, kind).reshape(shape, order="F" if by_columns else "C")
+    values = values[..., None] if values.ndim == 2 else values
+    return checked_values(values.astype(kind.newbyteorder("="), copy=False), range)
+
+
+def _check_pixels(height: int, width: int, max_pixels: int) -> None:
+    if height * width > max_pixels:
+        raise TooManyPixelsError(
+            f"has {height}x{width} pixels; more than {max_pixels / 1e6:.4g} million are refused "
+            "(--max-pixels of fassd predict, max_pixels in Python)"
+        )
+
+
 def _page(tiff: Any, index: int, max_pixels: int) -> Any:
     """A page that can be decoded within limits; None after the last one."""
     try:
         page = tiff.pages[index]
     except IndexError:
         return None
-    height, width = page.imagelength, page.imagewidth
-    if height * width > max_pixels:
-        raise TooManyPixelsError(
-            f"has {height}x{width} pixels; more than {max_pixels / 1e6:.4g} million are refused "
-            "(--max-pixels of fassd predict, max_pixels in Python)"
-        )
+    _check_pixels(page.imagelength, page.imagewidth, max_pixels)
     if page.axes not in AXES or page.dtype is None:
         raise ImageError(f"has a page of axes {page.axes} and type {page.dtype}, not one picture")
     if page.is_tiled and page.tilelength * page.tilewidth > max(max_pixels, 1 << 20):
@@ -210,7 +243,7 @@ def _values(pages: list[Any]) -> tuple[npt.NDArray[Any], int]:
         values = values.astype(np.uint8) * np.uint8(255)
     if values.dtype.kind not in "uif":
         raise ImageError(f"has values of {values.dtype}, not of numbers")
-    return values, 65535
+    return values, (1 << pages[0].bitspersample) - 1 if values.dtype == np.uint16 else 65535
 
 
 def _other(found: object, count: int) -> str:

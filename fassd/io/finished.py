@@ -26,6 +26,9 @@ PROBABILITIES_ENDINGS = {"npz": "_probabilities.npz", "tiff": "_probabilities.ti
 STRIP_ENDINGS = ("_trainids.tif", "_overlay.tif")
 """The same for a picture that is segmented in strips."""
 
+STRIP_IDS_ENDING = "_labelids.tif"
+STRIP_CONFIDENCE_ENDING = "_confidence.tif"
+
 VIDEO_ENDINGS = {
     "overlay": "_overlay.mp4",
     "labels": "_labels.mp4",
@@ -107,12 +110,13 @@ class WrittenFiles:
     def __contains__(self, file: Path) -> bool:
         further = (LABEL_IDS_ENDING, CONFIDENCE_ENDING, *PROBABILITIES_ENDINGS.values())
         of_pictures = (*OUTPUT_ENDINGS, *further)
-        endings = (*of_pictures, *STRIP_ENDINGS, *VIDEO_ENDINGS.values())
+        of_strips = (*STRIP_ENDINGS, STRIP_IDS_ENDING, STRIP_CONFIDENCE_ENDING)
+        endings = (*of_pictures, *of_strips, *VIDEO_ENDINGS.values())
         ending = next((ending for ending in endings if file.name.endswith(ending)), None)
         if ending is None:
             return False
         noted = os.path.abspath(file)
-        for together in (of_pictures, STRIP_ENDINGS):
+        for together in (of_pictures, of_strips):
             if ending in together:
                 noted = noted.removesuffix(ending) + together[0]
         return any(

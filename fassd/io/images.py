@@ -273,7 +273,9 @@ def pil_to_rgb(image: Image.Image, range: Range = None) -> npt.NDArray[np.uint8]
     return warned(_read(image, as_range(range)))
 
 
-def array_to_rgb(array: npt.NDArray[Any], range: Range = None) -> npt.NDArray[np.uint8]:
+def array_to_rgb(
+    array: npt.NDArray[Any], range: Range = None, highest: int = 65535
+) -> npt.NDArray[np.uint8]:
     """Convert an array to uint8 RGB, (H, W, 3).
 
     Warns (`ImageWarning`) like `read_image`.
@@ -281,7 +283,8 @@ def array_to_rgb(array: npt.NDArray[Any], range: Range = None) -> npt.NDArray[np
     Args:
         array: (H, W) or (H, W, 1) grey, (H, W, 3) RGB or (H, W, 4) RGBA; bool, uint8, uint16,
             floating point, or with a range any other integer.
-        range: values that become 0 and 255, as in `read_image`; alpha always has the full range.
+        range: as in `read_image`; alpha always has the full range.
+        highest: the largest value that integers of more than 8 bits may have.
 
     Raises:
         ImageError: the shape or dtype is another, there are no pixels, or floats are NaN or,
@@ -295,7 +298,7 @@ def array_to_rgb(array: npt.NDArray[Any], range: Range = None) -> npt.NDArray[np
             f"an array must be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {array.shape}"
         )
     range = as_range(range)
-    return warned(_levelled(checked_values(array, range), 65535, range))
+    return warned(_levelled(checked_values(array, range), highest, range))
 
 
 def checked_values(array: npt.NDArray[Any], range: Range) -> npt.NDArray[Any]:
@@ -364,9 +367,12 @@ def levels_of(
     floats = np.issubdtype(values.dtype, np.floating)
     full = (0, 1 if floats else highest)
     remarks = []
+    if floats and np.isnan(values.min()):
+        y, x = np.argwhere(np.isnan(values))[0][:2]
+        raise ImageError(f"floating-point pixels must be numbers, got NaN at row {y}, column {x}")
     if range is None:
         low, high = values.min(), values.max()
-        if values.dtype != np.uint16 and not (low >= 0 and high <= full[1]):  # NaN, too
+        if values.dtype != np.uint16 and not (low >= 0 and high <= full[1]):
             must = f"32-bit values must be 0 to {highest}"
             must = "floating-point pixels must lie in 0 .. 1" if floats else must
             raise ImageError(f"{must}, got {low} .. {high}; others need a range (--range)")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -214,6 +214,15 @@ def overlay(
     if colors is None or len(colors) <= IGNORE:
         np.copyto(result, image, where=(labels == IGNORE)[..., None])
     return result
+
+
+def leave_out(
+    labels: npt.NDArray[Any], certainty: npt.NDArray[np.uint8], least: float | None
+) -> npt.NDArray[Any]:
+    """Labels, with `IGNORE` where the certainty, of 255, is below `least`, of 1; None for none."""
+    if least is not None:
+        labels[certainty < 255 * least] = IGNORE
+    return labels
 
 
 Draw = Callable[..., npt.NDArray[np.uint8]]

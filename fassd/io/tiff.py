@@ -206,7 +206,7 @@ class TiffRows:
         together = self._samples // planes
         self._segment_bytes = self._rows * self._columns * together * self._kind.itemsize
         self._direct = page.compression == PLAIN and not page.is_tiled and not self._apart
-        self._direct = self._direct and page.fillorder == 1 and page.bitspersample >= 8
+        self._direct = self._direct and page.fillorder == 1 and page.bitspersample % 8 == 0
         if not self._direct and self._segment_bytes > MOST_BYTES:
             raise ImageError(
                 f"has {what} of {self._rows}x{self._columns} pixels, {self._segment_bytes:,} bytes "
@@ -301,9 +301,10 @@ class TiffRows:
         if page.bitspersample < 8:
             values = values * np.uint8(255 // ((1 << page.bitspersample) - 1))
         with warnings.catch_warnings(), self._naming(f"rows from {first} on"):
-            warnings.simplefilter("ignore", ImageWarning)  # a dark strip proves nothing
-            levels = array_to_rgb(values, None if values.dtype == np.uint8 else self.range)
-        # Pillow, and so `read_image`, does not invert more than 8 bits.
+            warnings.simplefilter("ignore", ImageWarning)  # that a strip is dark says nothing
+            highest = (1 << page.bitspersample) - 1
+            levels = array_to_rgb(values, None if values.dtype == np.uint8 else self.range, highest)
+        # Pillow, and so `read_image`, turns no more than 8 bits around.
         inverted = page.photometric == WHITE_IS_ZERO and values.dtype == np.uint8
         return 255 - levels if inverted else levels
 
@@ -394,7 +395,8 @@ def write_tiff(
 
     # The uncompressed size must be addressable with 32 bits.
     large = height * width * np.dtype(dtype).itemsize * (3 if deep else 1) > 3 << 30
-    with replacing(path) as file, tifffile.TiffWriter(file, bigtiff=large) as writer:
+    # What it is made of is removed afterwards.
+    with replacing(path, durable=True) as file, tifffile.TiffWriter(file, bigtiff=large) as writer:
         writer.write(
             tiles(),
             shape=(height, width, *deep),

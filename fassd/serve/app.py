@@ -203,7 +203,10 @@ class _RequestHandler:
                     raise BusyError
                 with self._in_time():
                     values = as_range(self.catalog.range)
-                    picture = await self._in_thread(decode, data, limits.max_pixels, size, values)
+                    bands = self.catalog.bands_of(options.model)
+                    picture = await self._in_thread(
+                        decode, data, limits.max_pixels, size, values, bands
+                    )
                 decoded = time.perf_counter()
                 in_line.enter_context(self.line.place(address))
                 future = self.engine.submit(choice, picture, options.confidence)

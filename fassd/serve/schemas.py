@@ -77,6 +77,11 @@ class ModelInfo(BaseModel):
     classes: list[ClassInfo] | None = Field(
         None, description="Its classes, where they are not those of the default network."
     )
+    bands: int | None = Field(
+        None,
+        description="Bands of the pictures that it takes, as a TIFF or as an array (H, W, bands) "
+        "in NumPy's .npy format; null for three colours.",
+    )
 
 
 class Defaults(BaseModel):
@@ -117,6 +122,10 @@ class Catalog(BaseModel):
         """Classes of a network, by its name."""
         own = next(info.classes for info in self.models if info.name == model)
         return self.classes if own is None else own
+
+    def bands_of(self, model: str) -> int | None:
+        """Bands that a network takes, by its name; None for three colours."""
+        return next(info.bands for info in self.models if info.name == model)
 
 
 def class_table(classes: int | Sequence[palette.LabelClass]) -> list[ClassInfo]:

@@ -17,6 +17,7 @@ from PIL import UnidentifiedImageError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from fassd.io.bands import examine_bands
 from fassd.io.images import (
     ImageError,
     TooManyPixelsError,
@@ -118,25 +119,35 @@ async def _form_file(request: Request, pieces: AsyncGenerator[bytes, None], limi
 
 
 def decode(
-    data: bytes, max_pixels: int, size: tuple[int, int] | None = None, range: Range = None
+    data: bytes,
+    max_pixels: int,
+    size: tuple[int, int] | None = None,
+    range: Range = None,
+    bands: int | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """Decode a picture as `fassd.io.images` does: upright, opaque, 8 bits, the first of several.
+    """Decode a picture as `fassd.io.images` does: upright, opaque, 8 bits, the first of several; or
+    one of bands as `fassd.io.bands` does.
 
     Args:
         data: content of the file.
         max_pixels: maximum of height times width, read from the file's header.
         size: (height, width) to resize to, bilinear and antialiased; None keeps the picture's.
         range: values that become 0 and 255, as `fassd.io.images.read_image` takes it.
+        bands: how many there must be; None for three colours.
 
     Returns:
-        (H, W, 3) uint8 RGB.
+        (H, W, 3) uint8 RGB, or (H, W, bands).
 
     Raises:
-        RefusedError: 400 empty or damaged; 413 too many pixels; 415 no picture of `formats()`.
+        RefusedError: 400 empty or damaged, or of other bands; 413 too many pixels; 415 no picture
+            of `formats()`.
     """
     if not data:
         raise RefusedError(400, "the picture is empty")
     try:
+        if bands is not None:
+            picture = _bands(data, bands, max_pixels, range)
+            return resized(picture, size or picture.shape[:2])
         with open_image(io.BytesIO(data)) as image:
             width, height = image.size
             if width * height > max_pixels:
@@ -146,6 +157,8 @@ def decode(
             picture = pil_to_rgb(image, range)
     except (RefusedError, MemoryError):
         raise
+    except ImportError as error:
+        raise RefusedError(415, str(error)) from None
     except TooManyPixelsError:
         message = f"the picture has too many pixels; the limit is {max_pixels:,}"
         raise RefusedError(413, message) from None
@@ -157,3 +170,10 @@ def decode(
     except Exception:  # decoders raise almost anything for damaged files
         raise RefusedError(400, "the picture is damaged or truncated") from None
     return resized(picture, size or picture.shape[:2])
+
+
+def _bands(data: bytes, count: int, max_pixels: int, range: Range) -> npt.NDArray[np.uint8]:
+    try:
+        return examine_bands(data, count, range, max_pixels).pixels
+    except ImageError as error:  # what it says of decoders' own errors is not for clients
+        raise error.__cause__ or error from None

@@ -8,11 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from fassd.data.check import WORKERS, count_pair
 from fassd.data.dataset import SegmentationDataset
 from fassd.data.groups import LabelSpace, Members
-from fassd.distributed import is_main
+from fassd.distributed import is_main, rank, sum_over_ranks, world_size
 from fassd.io.images import ImageError
 from fassd.io.palette import IGNORE
 from fassd.training.recipe import Recipe
@@ -46,13 +47,16 @@ def class_weights(
 
 
 def count_labels(dataset: SegmentationDataset) -> npt.NDArray[np.int64]:
-    """Count the pixels of each label except `IGNORE`, (IGNORE,), in all readable pictures."""
+    """Pixels of each label but `IGNORE`, (IGNORE,), of all pictures that can be read.
+
+    Of several processes each counts its share, and all have the sum.
+    """
     total = np.zeros(IGNORE, np.int64)
     with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
-        for counts in pool.map(count_pair, dataset.pairs):
+        for counts in pool.map(count_pair, dataset.pairs[rank() :: world_size()]):
             if not isinstance(counts, ImageError):
                 total += counts[1][:IGNORE]
-    return total
+    return sum_over_ranks(torch.from_numpy(total)).numpy()
 
 
 def weights_of(

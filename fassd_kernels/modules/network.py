@@ -127,15 +127,19 @@ class FusedNetwork(FASSDNet):
         return self.labels_of(self.scores(x), (x.shape[2], x.shape[3]), measure)
 
     def labels_of(
-        self, scores: Tensor, size: tuple[int, int], measure: Measure | None = None
+        self,
+        scores: Tensor,
+        size: tuple[int, int],
+        measure: Measure | None = None,
+        rows: Rows | None = None,
     ) -> Tensor:
-        """Convert logits of the finest map to labels of the picture's size."""
+        """Logits of the finest map to labels of the picture's size; `rows` as of `run`."""
         if unfused():
-            return labels_of(resize(scores, size), measure, temperature_of(self))
+            return labels_of(resized(scores, size, rows), measure, temperature_of(self))
         if measure is None:
-            return self.run("upsample_argmax", scores, size)
+            return self.run("upsample_argmax", scores, size, rows)
         own: dict[str, Any] = {"measure": measure, "temperature": temperature_of(self)}
-        return self.run("upsample_confidence", scores, size, **own)
+        return self.run("upsample_confidence", scores, size, rows, **own)
 
     def label_pictures(
         self,
@@ -231,9 +235,9 @@ class FusedNetwork(FASSDNet):
             return ops.operator(name, backend)(x, size, **own)
         if backend == "cpu":
             function = getattr(torch.ops.fassd_kernels, f"{name}_rows")
-            return cast(Tensor, function(x, size, rows))
+            return cast(Tensor, function(x, size, rows, **own))
         strip = interpolate_rows(x, size, rows)
-        return strip if name == "upsample" else labels_of(strip)
+        return strip if name == "upsample" else labels_of(strip, **own)
 
     def scores(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) to logits (N, num_classes, h, w) of the finest map, in eval mode."""

@@ -43,7 +43,7 @@ LATENCIES = 20  # maximum number of frames whose latency is measured
 class CameraNetwork(nn.Module):
     """A network with its input and output processing: frames in, labels out.
 
-    Shape: uint8 RGB (N, H, W, 3) to uint8 labels (N, H, W).
+    Shape: uint8 RGB (N, H, W, 3), or of the network's bands, to uint8 labels (N, H, W).
 
     Args:
         network: network that takes pictures normalised as :func:`fassd.models.preprocessing_of`
@@ -52,13 +52,17 @@ class CameraNetwork(nn.Module):
             accepts, or labels, or has a ``predict_labels`` that returns these.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
         self.preprocessing = preprocessing_of(network)
-        bands = self.preprocessing.bands
-        if bands is not None:
-            raise ValueError(f"frames have three colours, the network takes {bands} bands")
+        for name in ("mean", "std"):
+            levels = torch.tensor(getattr(self.preprocessing, f"{name}_levels"))
+            where = next(network.parameters(), levels).device
+            self.register_buffer(name, levels.to(where)[:, None, None], persistent=False)
         if getattr(network, "output", None) == "labels+confidence":
             raise ValueError("frames get labels alone: the output labels+confidence has no use")
         self.training = False
@@ -67,13 +71,15 @@ class CameraNetwork(nn.Module):
         first = next(self.network.parameters(), None)
         dtype = torch.float32 if first is None else first.dtype
         mean, std = self.preprocessing.mean_levels, self.preprocessing.std_levels
-        if isinstance(self.network, FusedNetwork) and not has_hooks(self.network):
+        colors = self.preprocessing.bands is None
+        if colors and isinstance(self.network, FusedNetwork) and not has_hooks(self.network):
             return self.network.label_pictures(frames, mean, std)
-        if self.preprocessing.channels == "RGB":  # the operator reverses the channels of pictures
-            frames = frames.flip(3)
-        plain = meant(AUTO) == "reference"
-        normalize = ops.operator("normalize", "reference") if plain else ops.normalize
-        x = normalize(frames, mean=mean, std=std, dtype=dtype)
+        if colors:
+            if self.preprocessing.channels == "RGB":  # the operator turns pictures around
+                frames = frames.flip(3)
+            x = ops.normalize(frames, mean=mean, std=std, dtype=dtype)
+        else:  # which is of three colours
+            x = ((frames.permute(0, 3, 1, 2) - self.mean) / self.std).to(dtype)
         direct = getattr(self.network, "predict_labels", None)
         # Hooks must see a call of the network itself.
         result = self.network(x) if direct is None or has_hooks(self.network) else direct(x)
@@ -200,6 +206,7 @@ class Runner:
         with torch.inference_mode(False):
             self.network = ready(model, dtype, self.device)
         camera_network = CameraNetwork(self.network)
+        self.channels = len(camera_network.preprocessing.mean)
         self.graphs = self.make_graphs(camera_network)
         self._compute: Callable[[Tensor], Tensor] = self.graphs or camera_network
         self._upload, self._work, self._download = (self.make_queue() for _ in range(3))
@@ -216,8 +223,8 @@ class Runner:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of a frame."""
-        return (*(() if self.batch is None else (self.batch,)), *self.size, 3)
+        """Of a frame."""
+        return (*(() if self.batch is None else (self.batch,)), *self.size, self.channels)
 
     def reset(self) -> None:
         """Discard the graph; needed after parts of the network were replaced."""
@@ -230,7 +237,8 @@ class Runner:
         """Compute the labels of one frame.
 
         Args:
-            frame: H x W x 3 uint8 RGB (N x H x W x 3 with `batch`), any strides, on the CPU.
+            frame: H x W x 3 uint8 RGB (N x H x W x 3 with `batch`), or of as many bands as the
+                network takes, any strides, on the CPU.
 
         Returns:
             H x W uint8 (N x H x W), an array if `frame` is one, else a tensor; it belongs to the
@@ -384,7 +392,7 @@ class Runner:
     def make_slot(self) -> Slot:
         on_gpu = self.device.type == "cuda"
         images = (self.batch or 1, *self.size)
-        frames = (*images, 3)
+        frames = (*images, self.channels)
         with torch.inference_mode(False):
             slot = Slot(
                 torch.empty(frames, dtype=torch.uint8, pin_memory=on_gpu),
@@ -454,8 +462,9 @@ def ready(model: nn.Module, dtype: torch.dtype | None, device: torch.device) -> 
 
 
 def check_frame(frame: Any, shape: tuple[int, ...]) -> None:
-    """Raise unless `frame` is valid for a runner of frames of that shape."""
-    expected = f"expected uint8 RGB of shape {shape}, a NumPy array or a tensor on the CPU"
+    """Raise unless `frame` is what a runner for such frames takes."""
+    kind = "uint8 RGB" if shape[-1] == 3 else "uint8"
+    expected = f"expected {kind} of shape {shape}, a NumPy array or a tensor on the CPU"
     if not isinstance(frame, np.ndarray | Tensor):
         raise TypeError(f"the frame is a {type(frame).__name__}; {expected}")
     if frame.dtype not in (np.dtype(np.uint8), torch.uint8):

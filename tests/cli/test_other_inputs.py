@@ -16,7 +16,7 @@ import fassd_kernels
 from fassd.bench.costs.counts import analyze
 from fassd.data import SegmentationDataset, TrainTransform, load_card
 from fassd.data.card import CardError
-from fassd.export import Exporter, ExportError, Request
+from fassd.export import SUFFIX_OF, ExportedNetwork, Exporter, Request, verify
 from fassd.inference.segmenter import Segmenter
 from fassd.io.images import ImageError, write_image
 from fassd.models import info_of, preprocessing_of
@@ -130,14 +130,90 @@ def test_what_it_costs():
 
 
 def test_what_takes_colours_alone_says_so():
-    model = fassd.create_model("fassd_net_l2", in_channels=5).eval()
-    with pytest.raises(ValueError, match="frames have three colours, the network takes 5 bands"):
-        fassd_kernels.Runner(model, size=(64, 96))
-    fast = fassd_kernels.accelerate(model)
+    fast = fassd_kernels.accelerate(fassd.create_model("fassd_net_l2", in_channels=5).eval())
     with pytest.raises(ValueError, match="pictures have three channels, the network takes 5"):
         fast.label_pictures(torch.zeros(1, 64, 96, 3, dtype=torch.uint8), [1] * 5, [1] * 5)
-    with pytest.raises(ExportError, match="of networks of three colours, this one takes 5 bands"):
-        Exporter(Request("fassd_net_l2+bands5", "onnx"))
+
+
+@pytest.mark.parametrize("batch", [None, 2])
+def test_a_runner_takes_frames_of_bands(batch):
+    model = fassd.create_model("fassd_net_l2", in_channels=5).eval()
+    run = fassd_kernels.Runner(model, size=(64, 96), device="cpu", batch=batch)
+    frames = np.random.default_rng(0).integers(0, 256, run.shape, np.uint8)
+    assert frames.shape[-1] == 5
+    labels, segmenter = run(frames), Segmenter(model, device="cpu")
+    assert (labels == segmenter.predict(frames)).mean() > 0.999  # normalised in float32
+    with pytest.raises(ValueError, match=r"expected uint8 of shape .*5\)"):
+        run(frames[..., :3])
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("onnx", {"size": None, "preprocess": True, "output": "labels+confidence"}),
+        ("openvino", {"batch": 2}),
+        ("torch", {"backend": "auto", "preprocess": True, "output": "labels"}),
+    ],
+)
+def test_files_take_bands(kind, settings, tmp_path):
+    for name in {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}.get(kind, ()):
+        pytest.importorskip(name)
+    exporter = Exporter(Request("fassd_net_l2+bands5", kind, **{"size": (64, 96), **settings}))
+    path = tmp_path / f"net{SUFFIX_OF[kind][0]}"
+    exporter.write(path)
+    network, rng = ExportedNetwork(path), np.random.default_rng(0)
+    assert network.metadata == exporter.metadata
+    shape = network.metadata.input_shape
+    assert shape[-1 if network.takes_pictures else 1] == 5
+    pictures = [rng.integers(0, 256, (64, 96, 5), np.uint8) for _ in range(2)]
+    result = verify(network, exporter.source, pictures, labels_limit=0.995)
+    assert result.passed, str(result)
+    segmenter = Segmenter(network)
+    assert segmenter.bands == 5
+    expected = Segmenter(exporter.source, backend="reference").predict(pictures[0])
+    assert (segmenter.predict(pictures[0]) == expected).mean() > 0.99
+    with pytest.raises(ImageError, match=r"an array must be \(H, W, 5\)"):
+        segmenter.predict(pictures[0][..., :3])
+
+
+def test_the_command_exports_bands(field, succeed, refusal):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    words = ("export", "fassd_net_l2+bands5", "-o", field / "net.onnx", "--size", "96x128")
+    told = succeed(*words, "--pictures", field / "val/c.tif", "--preprocess", "--threads", 1).stderr
+    assert "verified: 100.000% of labels equal" in " ".join(told.split())
+    out = field / "out"
+    succeed("predict", field / "val/c.tif", "-o", out, "-m", field / "net.onnx")
+    assert np.array(Image.open(out / "c_trainids.png")).shape == (96, 128)
+    Image.new("RGB", (128, 96)).save(field / "rgb.png")
+    error = refusal("predict", field / "rgb.png", "-o", out, "-m", field / "net.onnx")
+    assert "rgb.png: has 3 bands; the network takes 5" in error
+
+
+def test_arrays_in_files(tmp_path, succeed):
+    segmenter = Segmenter(fassd.create_model("fassd_net_l2", in_channels=5), device="cpu")
+    bands = np.random.default_rng(0).integers(0, 256, (70, 97, 5), np.uint8)
+    expected = segmenter.predict(bands)
+    deep = bands.astype(">u2") * 257
+    for name, values in {"a": bands, "b": np.asfortranarray(bands), "c": deep}.items():
+        np.save(tmp_path / f"{name}.npy", values)
+        np.testing.assert_array_equal(segmenter.predict(tmp_path / f"{name}.npy"), expected)
+    content = (tmp_path / "a.npy").read_bytes()
+    np.testing.assert_array_equal(segmenter.predict(content), expected)
+    for damaged, told in (
+        (content[:5000], "is truncated: 4,872 of 33,950 bytes"),
+        (content.replace(b"(70, 97, 5)", b"(7000000, 97000, 5)"), "has 7000000x97000 pixels"),
+        (content.replace(b"(70, 97, 5)", b"(-70, 97, 5)"), "holds an array of shape"),
+        (content.replace(b"(70, 97, 5)", b"(5, 6790)  "), "has 1 bands; the network takes 5"),
+        (content.replace(b"'|u1'", b"'|O' "), "holds values of object, not numbers"),
+        (content[:60], "damaged or truncated"),
+        (content[:6] + b"\x03" + content[7:], "version 3"),
+    ):
+        with pytest.raises(ImageError, match=told):
+            segmenter.predict(damaged)
+    out = tmp_path / "out"
+    succeed("predict", tmp_path / "a.npy", "-o", out, "-m", "fassd_net_l2+bands5", *PLAIN)
+    assert np.array(Image.open(out / "a_trainids.png")).shape == (70, 97)
 
 
 # --------------------------------------------------------------------------------------- segmenter

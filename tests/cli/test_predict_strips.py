@@ -8,7 +8,7 @@ import typer
 from PIL import Image
 
 from fassd.cli.strips import parse_bytes
-from fassd.inference import strips
+from fassd.inference import steps
 from fassd.inference.large import predict_file
 from fassd.inference.segmenter import Segmenter
 from fassd.io.finished import RECORD, STRIP_ENDINGS
@@ -53,6 +53,24 @@ def test_the_results_are_those_of_the_whole_picture(source, tmp_path, succeed, r
     assert "skipped 2 results of earlier runs" in again.stderr
 
 
+def test_certainty_and_ids_are_those_of_the_whole_picture(source, tmp_path, succeed, run_fassd):
+    whole, done = tmp_path / "whole", tmp_path / "strips"
+    words = ("--confidence", "margin", "--min-confidence", "0.3", "--label-ids", "cityscapes")
+    succeed("predict", source, "-o", whole, *FUSED, *words)
+    words = (*words, "--strips", "--memory", "12MiB")
+    succeed("predict", source, "-o", done, *FUSED, *words)
+    kinds = ("trainids", "overlay", "labelids", "confidence")
+    assert {path.name for path in done.iterdir()} == {RECORD, *(f"slide_{k}.tif" for k in kinds)}
+    for what in kinds:
+        made, expected = opened(done / f"slide_{what}.tif"), opened(whole / f"slide_{what}.png")
+        np.testing.assert_array_equal(made, expected)
+    assert (opened(done / "slide_trainids.tif") == 255).any()
+    again = run_fassd("predict", source, done, "-o", done, *FUSED, *words)
+    assert "(1 done before)" in again.stderr and "passed over 4" in again.stderr
+    without = run_fassd("predict", source, "-o", done, *FUSED, "--strips", "--memory", "12MiB")
+    assert "done before" not in without.stderr
+
+
 @pytest.mark.parametrize("view", ["overlay", "labels", "side-by-side"])
 def test_one_file(view, source, tmp_path, succeed):
     plain, made = tmp_path / "whole.png", tmp_path / "one.tif"
@@ -83,13 +101,13 @@ def test_further_pages_are_told_of(source, tmp_path, succeed):
 def test_ctrl_c_leaves_no_result_and_the_next_run_goes_on(source, tmp_path, run_fassd, monkeypatch):
     out, done = tmp_path / "out", []
 
-    def do(step, first, last, do=strips.Step.do):
+    def do(step, first, last, do=steps.Step.do):
         do(step, first, last)
         done.append((step.name, first))
         if len(done) == 4:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(strips.Step, "do", do)
+    monkeypatch.setattr(steps.Step, "do", do)
     words = ("predict", source, "-o", out, *FUSED, "--strips", "--memory", "12MiB")
     assert run_fassd(*words).exit_code == 130
     assert [path.name for path in out.iterdir()] == [".slide_trainids.tif.strips"]
@@ -119,6 +137,13 @@ def test_a_file_from_python(source, tmp_path):
     assert size == (260, 150) and shares[-1] == 1
     np.testing.assert_array_equal(opened(made), segmenter.predict(source))
     assert [path.name for path in made.parent.iterdir()] == ["labels.tif"]
+    certainty = tmp_path / "made" / "certainty.tif"
+    own = {"memory": 12 << 20, "certainty": certainty}
+    with pytest.raises(ValueError, match="need a confidence, got None"):
+        predict_file(segmenter, source, made, **own)
+    predict_file(segmenter, source, made, confidence="probability", **own)
+    expected = segmenter.predict(source, confidence="probability")
+    np.testing.assert_array_equal((opened(made), opened(certainty)), expected)
 
 
 @pytest.mark.parametrize(
@@ -127,9 +152,9 @@ def test_a_file_from_python(source, tmp_path):
         (("--memory", "1GiB"), "--memory is of --strips, which is not given"),
         (("--scratch", "x"), "--scratch is of --strips and --tiles, neither"),
         (("--strips", "--tiles", "128"), "--strips or --tiles: give one of them"),
-        (("--tiles", "128", "--label-ids", "cityscapes"), "leave --label-ids away"),
+        (("--tiles", "128", "--probabilities", "npz"), "leave --probabilities away"),
         (("--strips", "--size", "64x64"), "leave --size away"),
-        (("--strips", "--flip", "--confidence", "margin"), "leave --confidence, --flip away"),
+        (("--strips", "--flip", "--probabilities", "npz"), "leave --flip, --probabilities away"),
         (("--strips", "--memory", "much"), "'much' is no size of memory"),
         (("--strips", "--memory", "0"), "'0' is no size of memory"),
         (("--strips", "--memory", "1KB"), "is not enough for a strip"),

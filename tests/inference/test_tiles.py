@@ -75,6 +75,19 @@ def test_a_run_that_was_stopped_goes_on(segmenter, picture, tmp_path):
     np.testing.assert_array_equal(found, by_tiles(segmenter, picture, tmp_path / "b", 128))
 
 
+def test_certainty(segmenter, picture, tmp_path):
+    expected = segmenter.predict(picture, confidence="entropy")
+    rows = ArrayRows(picture, 1)
+    for side in (402, 200):
+        with labelled(
+            segmenter, rows, tmp_path / str(side), tiles=side, confidence="entropy"
+        ) as found:
+            labels, certainty = found.read_all(0, 301)
+            np.testing.assert_array_equal(found.certainty(40, 90), certainty[40:90])
+        assert 0.8 < (labels == expected[0]).mean() <= 1
+        assert np.abs(certainty.astype(int) - expected[1]).mean() < (20 if side == 200 else 1e-9)
+
+
 def test_a_side_below_one_is_refused(segmenter, picture, tmp_path):
     with pytest.raises(ValueError, match="a side of at least 1 pixel, got 0"):
         by_tiles(segmenter, picture, tmp_path / "a", 0)

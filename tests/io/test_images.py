@@ -180,7 +180,7 @@ def test_arrays(array, expected):
         (np.zeros((0, 2, 3), np.uint8), r"got \(0, 2, 3\)"),
         (np.zeros((2, 2), np.int64), "got int64"),
         (np.full((2, 2), 255.0), r"must lie in 0 \.\. 1, got 255"),
-        (np.full((2, 2), np.nan), "got nan"),
+        (np.full((2, 2), np.nan), "got NaN at row 0, column 0"),
     ],
 )
 def test_unsuitable_arrays_are_named(array, message):

@@ -7,6 +7,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from fassd.io.bands import read_bands
 from fassd.io.images import ImageError, ImageWarning, read_image
 from fassd.io.tiff import MOST_BYTES, ArrayRows, TiffRows, open_rows, write_tiff
 
@@ -49,6 +50,7 @@ KINDS = {
         np.dstack([RGB, GREY]).astype(np.uint16) * 256,
         {"photometric": "rgb", "extrasamples": ["unspecified"]},
     ),
+    "12 bits": (DEEP >> 4, {"photometric": "minisblack", "bitspersample": 12, "rowsperstrip": 7}),
     "16 bits, white is zero": (DEEP, {"photometric": "miniswhite"}),
     "floats, white is zero": (GREY / np.float32(255), {"photometric": "miniswhite"}),
     "BigTIFF": (RGB, {"photometric": "rgb", "bigtiff": True}),
@@ -73,6 +75,15 @@ def test_rows_are_those_of_the_whole_picture(kind, tmp_path):
             strip = rows.read(first, last)
             assert strip.dtype == np.uint8
             np.testing.assert_array_equal(strip, whole[first:last])
+
+
+@pytest.mark.parametrize("bits", [9, 10, 14, 15])
+def test_bits_that_only_tifffile_reads_fill_their_own_range(bits, tmp_path):
+    values = RGB.astype(np.uint16) << (bits - 8)
+    path = written(tmp_path / "a.tif", values, photometric="rgb", bitspersample=bits)
+    with TiffRows(path) as rows:
+        np.testing.assert_array_equal(rows.read(3, 90), RGB[3:90])
+    np.testing.assert_array_equal(read_bands(path, 3), RGB)
 
 
 @pytest.mark.parametrize("values, range", [(DEEP, (1000, 40000)), (GREY / np.float32(99), (0, 3))])

@@ -1,10 +1,13 @@
 """The resizing operators of the CPU on strips of rows: bit for bit the whole result's rows."""
 
+from typing import get_args
+
 import pytest
 import torch
 
 import fassd_kernels
 from fassd.models.layers import Rows
+from fassd_kernels.reference.upsample import Measure
 
 OPS = torch.ops.fassd_kernels
 SIZES = [
@@ -36,11 +39,18 @@ def strips_of(low, high):
 def test_resizing(low, high, dtype, layout):
     x = torch.randn(2, 19, *low).to(dtype).contiguous(memory_format=layout)
     whole, labels = OPS.upsample(x, high), OPS.upsample_argmax(x, high)
+    certainties = {
+        measure: OPS.upsample_confidence(x, high, measure=measure, temperature=0.7)
+        for measure in get_args(Measure)
+    }
     for made, read, rows in strips_of(low, high):
         size = (made.stop - made.start, high[1])
         part = x[:, :, read]
         assert torch.equal(OPS.upsample_rows(part, size, rows), whole[:, :, made])
         assert torch.equal(OPS.upsample_argmax_rows(part, size, rows), labels[:, made])
+        for measure, whole_certainty in certainties.items():
+            found = OPS.upsample_confidence_rows(part, size, rows, measure, 0.7)
+            assert torch.equal(found, whole_certainty[:, :, made])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,11 +1,17 @@
 """Uploads that are refused: too large, too many pixels, no pictures, malformed."""
 
+import io
+
 import numpy as np
 import pytest
+import tifffile
 from pictures import png
 from PIL import Image
-from serve.apps import encoded, post, street
+from serve.apps import MODEL, encoded, load, post, serving, street
 
+import fassd
+from fassd.inference.segmenter import Segmenter
+from fassd.serve.schemas import ModelInfo
 from fassd.serve.upload import RefusedError, decode
 
 
@@ -45,6 +51,52 @@ def test_the_limit_of_pixels_is_exact():
 def test_what_is_no_picture(client, data, status, told):
     answer = post(client, data)
     assert answer.status_code == status and told in answer.json()["detail"]
+
+
+def npy(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def tiff(array):
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, array, planarconfig="contig", photometric="minisblack")
+    return buffer.getvalue()
+
+
+def test_pictures_of_bands():
+    bands = np.random.default_rng(0).integers(0, 256, (70, 96, 5), np.uint8)
+    segmenter = Segmenter(fassd.create_model("fassd_net_l2", in_channels=5), device="cpu")
+    field = ModelInfo(name="field", title="Field", weights="random", bands=5)
+    pairs = {MODEL: load, "field": lambda choice: segmenter}
+    with serving(load=lambda c: pairs[c.model](c), others=[field]) as (client, _):
+        assert [each["bands"] for each in client.get("/v1/models").json()["models"]] == [None, 5]
+        right = segmenter.predict(bands)
+        raw = {"headers": {"Content-Type": "image/x-npy"}}
+        answers = [post(client, encode(bands), model="field") for encode in (npy, tiff)]
+        address = "/v1/segment?model=field"
+        answers.append(client.post(address, content=npy(bands.astype(np.uint16) * 257), **raw))
+        for answer in answers:
+            assert answer.status_code == 200, answer.text
+            labels = np.array(Image.open(io.BytesIO(answer.content)))
+            np.testing.assert_array_equal(labels, right)
+        small = post(client, npy(bands), model="field", size="64x64", confidence="margin")
+        assert Image.open(io.BytesIO(small.content)).size == (64, 64)
+        for data, status, told in (
+            (encoded(street()), 400, "cannot be used: has 3 bands; the network takes 5"),
+            (npy(bands[..., :4]), 400, "has 4 bands; the network takes 5"),
+            (npy(bands)[:9000], 400, "is truncated: 8,872 of 33,600 bytes"),
+            (npy(np.full((9, 9, 5), np.nan)), 400, "got NaN at row 0, column 0"),
+            (npy(bands)[:50], 400, "the picture is damaged or truncated"),
+            (tiff(bands)[:2000], 400, "the picture is damaged or truncated"),
+            (npy(np.zeros((150, 150, 5), bool)), 413, "the limit is 20,480"),
+            (tiff(np.zeros((150, 150, 5), np.uint8)), 413, "the limit is 20,480"),
+            (b"just some text", 415, "accepted: AVIF"),
+        ):
+            answer = post(client, data, model="field")
+            assert answer.status_code == status and told in answer.json()["detail"], answer.text
+        assert post(client, npy(bands)).status_code == 415  # of a network of colours
 
 
 def test_bytes_are_counted(client):

@@ -20,7 +20,8 @@ function fill(select, names, chosen) {
 function setUp() {
   const { models, backends, dtypes, defaults } = catalog;
   const pairs = (names) => names.map((name) => [name, name]);
-  fill(element("model"), models.map(({ name, title }) => [name, title]), defaults.model);
+  const ofColours = models.filter(({ bands }) => bands === null);
+  fill(element("model"), ofColours.map(({ name, title }) => [name, title]), defaults.model);
   fill(element("backend"), pairs(backends), defaults.backend);
   fill(element("dtype"), pairs(dtypes), defaults.dtype);
   for (const name of ["model", "backend", "dtype", "side", "opacity"]) {
@@ -290,6 +291,13 @@ drop.addEventListener("drop", (event) => {
 });
 
 forgetTimes();
-tellWeights();
-showClasses(element("model").value);
-openers[address.get("start")]?.();
+if (element("model").value) {
+  tellWeights();
+  showClasses(element("model").value);
+  openers[address.get("start")]?.();
+} else {
+  for (const control of document.querySelectorAll(".bar button, input, select")) {
+    control.disabled = true;
+  }
+  tellTrouble("The networks here take bands, which browsers cannot read: send them over HTTP.");
+}
