@@ -134,12 +134,9 @@ Handler shift(Instruction& i) {
   });
 }
 
-// The upper half of {b, a} shifted left, or the lower half of it shifted right.
-template <bool right, bool clamp>
+// The lower half of {b, a} shifted right.
 uint32_t funnel_shifted(uint32_t low, uint32_t high, uint32_t by) {
-  const uint64_t both = uint64_t(high) << 32 | low;
-  const uint32_t n = clamp ? std::min(by, 32u) : by & 31;
-  return uint32_t(right ? both >> n : (both << n) >> 32);
+  return uint32_t((uint64_t(high) << 32 | low) >> (by & 31));
 }
 
 // Any function of three bits, by its table.
@@ -178,23 +175,8 @@ T extracted(T value, uint32_t position, uint32_t length) {
   return count == 0 ? T(0) : T(Wide(moved << (64 - count)) >> (64 - count));
 }
 
-// A number of 32 bits that says something of the bits of 32 or 64.
-template <auto F>
-Handler of_bits(Instruction& i) {
-  return i.from_bytes == 8 ? lanes<F, uint32_t, uint64_t> : lanes<F, uint32_t, uint32_t>;
-}
-constexpr auto kLeadingZeros = []<typename T>(T x) { return uint32_t(std::countl_zero(x)); };
-constexpr auto kHighestBit = []<typename T>(T x) {
-  return uint32_t(8 * sizeof(T) - 1 - std::countl_zero(x));
-};
-constexpr auto kOnes = [](auto x) { return uint32_t(std::popcount(x)); };
-
-uint32_t reversed(uint32_t x) {
-  uint32_t result = 0;
-  for (int k = 0; k < 32; ++k) {
-    result |= (x >> k & 1) << (31 - k);
-  }
-  return result;
+uint32_t leading_zeros(uint32_t x) {
+  return uint32_t(std::countl_zero(x));
 }
 
 template <auto F>
@@ -313,8 +295,6 @@ const bool kAdded = add_forms({
     {"mul", kFloats, "=t t t", floats<std::multiplies<>{}>},
     {"mad", "lo I", "=t t t t", integers<kPlus<kLow>>},
     {"mad", "hi I", "=t t t t", integers<kPlus<kHigh>>},
-    {"mad", "wide u16", "=4 2 2 4", kWidePlus<uint32_t, uint16_t>},
-    {"mad", "wide s16", "=4 2 2 4", kWidePlus<int32_t, int16_t>},
     {"mad", "wide u32", "=8 4 4 8", kWidePlus<uint64_t, uint32_t>},
     {"mad", "wide s32", "=8 4 4 8", kWidePlus<int64_t, int32_t>},
     {"mad", kFloats, "=t t t t", floats<kFused>},
@@ -341,10 +321,7 @@ const bool kAdded = add_forms({
     {"lg2", kFloats, "=t t", floats<[](auto x) { return std::log2(x); }>},
     {"shl", "I", "=t t 4", shift<true>},
     {"shr", "I", "=t t 4", shift<false>},
-    {"shf", "l wrap b32", "=4 4 4 4", lanes<funnel_shifted<false, false>, U, U, U, U>},
-    {"shf", "l clamp b32", "=4 4 4 4", lanes<funnel_shifted<false, true>, U, U, U, U>},
-    {"shf", "r wrap b32", "=4 4 4 4", lanes<funnel_shifted<true, false>, U, U, U, U>},
-    {"shf", "r clamp b32", "=4 4 4 4", lanes<funnel_shifted<true, true>, U, U, U, U>},
+    {"shf", "r wrap b32", "=4 4 4 4", lanes<funnel_shifted, U, U, U, U>},
     {"and", "pred", "=p p p", predicates<std::bit_and<>{}>},
     {"and", "I", "=t t t", integers<std::bit_and<>{}>},
     {"or", "pred", "=p p p", predicates<std::bit_or<>{}>},
@@ -358,10 +335,7 @@ const bool kAdded = add_forms({
     {"bfi", "b32", "=4 4 4 4 4", lanes<with_bits, U, U, U, U, U>},
     {"bfe", "u32", "=4 4 4 4", lanes<extracted<U, uint64_t>, U, U, U, U>},
     {"bfe", "s32", "=4 4 4 4", lanes<extracted<int32_t, int64_t>, int32_t, int32_t, U, U>},
-    {"clz", "I", "=4 t", of_bits<kLeadingZeros>},
-    {"bfind", "I", "=4 t", of_bits<kHighestBit>},
-    {"popc", "I", "=4 t", of_bits<kOnes>},
-    {"brev", "b32", "=4 4", lanes<reversed, U, U>},
+    {"clz", "b32", "=4 4", lanes<leading_zeros, U, U>},
     {"setp", kComparisons, "=p|p t t p?", pick_comparison},
     {"set", "gt u32 f16x2", "=4 4 4", lanes<greater_halves<half_to_float>, U, U, U>},
     {"set", "gt u32 bf16x2", "=4 4 4", lanes<greater_halves<bfloat16_to_float>, U, U, U>},
