@@ -7,6 +7,7 @@ operator is derived from it, and from the function and the check of its name in
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 import re
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fassd_kernels import reference
+from fassd_kernels.checks import defaults_of
 
 PICTURES = "image"  # the argument of bytes, N x H x W x 3
 IMAGES = ("inputs", "input", "low", "skip", PICTURES)
@@ -35,8 +37,8 @@ class Operator:
             ``packs``, as ``schemas.def`` explains.
         schema: signature, as PyTorch writes it.
         reference: its definition.
-        check: function of the same arguments that raises RuntimeError where one is wrong, and
-            returns the shape of the result.
+        check: function of the same arguments, by name, that raises RuntimeError where one is wrong,
+            and returns the shape of the result.
         names: names of its arguments, in order.
         keyword_only: those that are taken by name alone.
         images: names of those that are images, but for a residual.
@@ -146,7 +148,7 @@ def row_of(
         kind,
         schema,
         defined[name],
-        defined[f"check_{name}"],
+        functools.partial(defined[f"check_{name}"], **defaults_of(defined[name])),
         names,
         frozenset(a.name for a in arguments if a.kwarg_only),
         tuple(n for n in names if n in IMAGES),
