@@ -17,8 +17,6 @@ from fassd.bench.tables import BenchReport, Column, report_table
 if TYPE_CHECKING:
     from fassd.bench.costs.cuda import LaunchGroup, PredictedLaunch, Prediction
 
-__all__ = ["LaunchReport", "run_launches"]
-
 WIDE = 240  # characters, that all columns need
 WIDE_ONLY = (  # columns
     *("tile", "taps", "blocks", "KB", "cache\nMB", "GFLOP", "memory\nus", "arithmetic\nus"),

@@ -18,17 +18,6 @@ from torch import Tensor
 from fassd.models.clock import sample
 from fassd_kernels.tuning.calls import OperatorCall
 
-__all__ = [
-    "CallConvolution",
-    "CallWork",
-    "Machine",
-    "RooflineTime",
-    "convolutions",
-    "measure_machine",
-    "predict",
-    "work_of",
-]
-
 WINOGRAD_SAVING = 144 / 36  # F(4x4, 3x3): 36 products for sixteen outputs of nine taps
 """Multiply-accumulates of the sum over those of Winograd's form that the CPU kernels use."""
 
