@@ -397,16 +397,6 @@ def test_comparisons(name: str, unordered: str, kind: str) -> None:
     np.testing.assert_array_equal(result, expected)
 
 
-def test_a_comparison_writes_two_predicates_and_takes_a_third() -> None:
-    a, b = integers(32), integers(32)
-    text = """setp.gt.u32 %p3, {0}, 100;
-setp.lt.and.s32 %p1|%p2, {0}, {1}, !%p3;
-selp.u32 %r20, 1, 0, %p1; selp.u32 %r21, 2, 0, %p2; or.b32 {d}, %r20, %r21;"""
-    result = kernels.of_lanes(text, [a, b], "r", ["r", "r"])
-    less, third = a.view(np.int32) < b.view(np.int32), a <= 100
-    np.testing.assert_array_equal(result, (less & third) + 2 * (~less & third))
-
-
 def test_pieces_of_a_register() -> None:
     a = integers(32)
     text = "mov.b32 {{%h20, %h21}}, {0}; mov.b32 {d}, {{%h21, %h20}};"

@@ -188,44 +188,33 @@ void predicates(Warp& warp, const Instruction& i, uint32_t mask) {
   }
 }
 
-// Ordered comparisons of a NaN are false, unordered ones (equ, ...) true; lo, ls, hi and hs are
-// lt, le, gt and ge of unsigned numbers. Subnormal numbers are compared as they are, .ftz or not:
-// no kernel here asks otherwise.
-constexpr const char* kComparisons =
-    "[and|or|xor] eq|ne|lt|le|gt|ge|lo|ls|hi|hs|equ|neu|ltu|leu|gtu|geu|num|nan (ftz) T";
+// Ordered comparisons of a NaN are false, unordered ones (equ, ...) true. Subnormal numbers are
+// compared as they are, .ftz or not: no kernel here asks otherwise.
+constexpr const char* kComparisons = "eq|ne|lt|le|gt|ge|equ|neu|ltu|leu|gtu|geu|num|nan (ftz) T";
 // Those for which each of these holds, by bit: less, equal, greater, unordered.
-constexpr uint32_t kOutcomes[] = {2, 5, 1, 3, 4, 6, 1, 3, 4, 6, 10, 13, 9, 11, 12, 14, 7, 8};
+constexpr uint32_t kOutcomes[] = {2, 5, 1, 3, 4, 6, 10, 13, 9, 11, 12, 14, 7, 8};
 
-// setp.lt.and.s32 p|q, a, b, !c: p is (a < b) and c, q is (not a < b) and c. `number` makes of the
-// bits what is compared.
+// `number` makes of the bits what is compared.
 constexpr auto kAsItIs = [](auto x) { return x; };
 template <typename T, auto number = kAsItIs>
 void compare(Warp& warp, const Instruction& i, uint32_t mask) {
   const T *a = warp.lanes<T>(i.from[0]), *b = warp.lanes<T>(i.from[1]);
-  const uint32_t outcomes = kOutcomes[i.choices[1]];
+  const uint32_t outcomes = kOutcomes[i.choices[0]];
   uint32_t is = 0;
   each(mask, [&](int lane) {
     const auto x = number(a[lane]), y = number(b[lane]);
     const uint32_t outcome = x < y ? 1 : x == y ? 2 : x > y ? 4 : 8;
     is |= uint32_t((outcomes & outcome) != 0) << lane;
   });
-  const auto combined = [&](uint32_t x) {
-    const uint32_t c = i.choices[0] ? warp.predicate(i, 2) : 0;
-    return i.choices[0] == 0 ? x : i.choices[0] == 1 ? x & c : i.choices[0] == 2 ? x | c : x ^ c;
-  };
-  warp.set_predicate(i.to[0], combined(is), mask);
-  if (i.outputs > 1) {
-    warp.set_predicate(i.to[1], combined(~is), mask);
-  }
+  warp.set_predicate(i.to[0], is, mask);
 }
 Handler pick_comparison(Instruction& i) {
-  fault_if((i.choices[0] != 0) != (i.inputs > 2), "a predicate is missing, or what to do with it");
   if (i.type == Type::bf16) {
     return compare<uint16_t, bfloat16_to_float>;
   }
   return with_type(i.type, [&]<typename T>(T) -> Handler {
     if constexpr (requires(T x) { x < x; }) {
-      if (i.choices[1] < 10 || !std::is_integral_v<T>) {
+      if (i.choices[0] < 6 || !std::is_integral_v<T>) {
         return compare<T>;
       }
     }
@@ -336,7 +325,7 @@ const bool kAdded = add_forms({
     {"bfe", "u32", "=4 4 4 4", lanes<extracted<U, uint64_t>, U, U, U, U>},
     {"bfe", "s32", "=4 4 4 4", lanes<extracted<int32_t, int64_t>, int32_t, int32_t, U, U>},
     {"clz", "b32", "=4 4", lanes<leading_zeros, U, U>},
-    {"setp", kComparisons, "=p|p t t p?", pick_comparison},
+    {"setp", kComparisons, "=p t t", pick_comparison},
     {"set", "gt u32 f16x2", "=4 4 4", lanes<greater_halves<half_to_float>, U, U, U>},
     {"set", "gt u32 bf16x2", "=4 4 4", lanes<greater_halves<bfloat16_to_float>, U, U, U>},
     {"selp", "T", "=t t t p", pick_select},
