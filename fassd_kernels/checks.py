@@ -8,7 +8,9 @@ the symbolic sizes of ``torch.compile(dynamic=True)``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +23,45 @@ ACTIVATIONS = (
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MAX_LABELS = 256  # labels are uint8
 MAX_STEP = 2**31 - 1  # largest stride or dilation; positions of taps stay within 64 bits
+
+
+def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The arguments of a function that may be left out, with their values."""
+    parameters = inspect.signature(function).parameters.items()
+    return {name: p.default for name, p in parameters if p.default is not p.empty}
+
+
+def checked(
+    check: Callable[..., tuple[int, ...]], differentiable: bool = True
+) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Decorator of a reference operator: `check` sees its arguments, and tells the result's shape.
+
+    A result of no elements is connected to all tensors, whose gradients are therefore zero:
+    PyTorch's convolution, PReLU and interpolation refuse some empty shapes; the operators do not.
+
+    Args:
+        check: takes all arguments, by name.
+        differentiable: whether the result has gradients.
+    """
+
+    def decorate(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        names, defaults = list(inspect.signature(function).parameters), defaults_of(function)
+
+        @functools.wraps(function)
+        def wrapper(*arguments: Any, **keywords: Any) -> Tensor:
+            given = {**dict(zip(names, arguments, strict=False)), **keywords}
+            size = check(**{**defaults, **given})
+            if not differentiable or not any(side == 0 for side in size):
+                return function(*arguments, **keywords)
+            each = (x for v in given.values() for x in (v if isinstance(v, list | tuple) else [v]))
+            found = [x for x in each if isinstance(x, Tensor) and x.is_floating_point()]
+            zeros = [x.flatten()[:0].sum() for x in found if x.dtype == found[0].dtype]
+            result = torch.stack(zeros).sum().expand(size)
+            return result.contiguous(memory_format=torch.channels_last)
+
+        return wrapper
+
+    return decorate
 
 
 def check(condition: Any, message: str) -> None:
@@ -141,6 +182,61 @@ def check_weight(
     )
     check(weight.shape[0] > 0, f"{op}: {name} has no output channels")
     check(in_channels > 0, f"{op}: {name} has no input channels")
+
+
+def check_branches(
+    op: str,
+    input: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    packed: Sequence[Tensor] | None,
+    dilations: Sequence[int],
+    kernels: Sequence[tuple[int, int]],
+    branches: int,
+) -> tuple[int, int, int, int]:
+    """Check a module whose first weight gives the width of all its branches, which a 1x1 joins.
+
+    Args:
+        kernels: of each weight but the last; a 1x3 comes behind a 3x1, all others see the input.
+        branches: number of them.
+
+    Returns:
+        The shape of the result.
+    """
+    check_images(op, [("input", input)])
+    check_positive(op, "dilations", dilations)
+    count = len(kernels) + 1
+    for name, tensors in (("weights", weights), ("biases", biases)):
+        check(
+            len(tensors) == count,
+            f"{op}: {name} has {len(tensors)} tensors; "
+            f"expected {count} for {len(dilations)} dilations",
+        )
+    check_packed(op, packed, count, input)
+    check(
+        weights[0].dim() == 4,
+        f"{op}: weights[0] has shape {shape(weights[0])}; "
+        "expected four dimensions, O x I x kH x kW",
+    )
+    width = weights[0].shape[0]
+    for i, kernel in enumerate([*kernels, (1, 1)]):
+        last = i == count - 1
+        in_channels = width if kernel == (1, 3) else input.shape[1]
+        check_weight(
+            op,
+            f"weights[{i}]",
+            weights[i],
+            width * branches if last else in_channels,
+            input,
+            [kernel],
+        )
+        check(
+            last or weights[i].shape[0] == width,
+            f"{op}: weights[{i}] has {weights[i].shape[0]} output channels; expected {width}, "
+            "as weights[0]",
+        )
+        check_vector(op, f"biases[{i}]", biases[i], weights[i].shape[0], input)
+    return input.shape[0], weights[-1].shape[0], input.shape[2], input.shape[3]
 
 
 def check_vector(op: str, name: str, vector: Tensor | None, channels: Any, like: Tensor) -> None:

@@ -7,6 +7,7 @@ needs to know of an operator is derived from it, and from the function and the c
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 import re
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fassd_kernels import reference
+from fassd_kernels.checks import defaults_of
 
 PICTURES = "image"  # name of the argument of bytes, N x H x W x 3
 IMAGES = ("inputs", "input", "low", "skip", PICTURES)
@@ -33,10 +35,10 @@ class Operator:
         name: name of the operator, and of its function in ``torch.ops.fassd_kernels``.
         kind: first word of its row: ``multiplies``, ``maps``, ``converts``, ``labels`` or
             ``packs``, as ``schemas.def`` explains.
-        schema: signature, in PyTorch's notation.
-        reference: function that defines its result.
-        check: function of the same arguments that raises RuntimeError if one is wrong, and returns
-            the shape of the result.
+        schema: signature, as PyTorch writes it.
+        reference: its definition.
+        check: function of the same arguments, by name, that raises RuntimeError where one is wrong,
+            and returns the shape of the result.
         names: names of its arguments, in order.
         keyword_only: names of the arguments that are only taken by name.
         images: names of the arguments that are images, except a residual.
@@ -147,7 +149,7 @@ def row_of(
         kind,
         schema,
         defined[name],
-        defined[f"check_{name}"],
+        functools.partial(defined[f"check_{name}"], **defaults_of(defined[name])),
         names,
         frozenset(a.name for a in arguments if a.kwarg_only),
         tuple(n for n in names if n in IMAGES),

@@ -24,8 +24,6 @@ from fassd.bench.report.results import Figure, ResultsFile, job_of
 from fassd.bench.run import Report
 from fassd.io.files import replacing
 
-__all__ = ["check_matplotlib", "draw"]
-
 
 def draw(path: Path, report: Report | LayerReport | LaunchReport) -> None:
     """Draw a report of `fassd bench` as PNG; the file is replaced when the new one is complete.

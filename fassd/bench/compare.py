@@ -33,23 +33,6 @@ from fassd.bench.tables import BenchReport, Column, heading, report_table
 from fassd.io.untrusted import shortened, shown
 from fassd.models.device import pick_device
 
-__all__ = [
-    "FEWEST_ROUNDS",
-    "LEVEL",
-    "RESAMPLES",
-    "TOLERANCE",
-    "Baseline",
-    "Change",
-    "CompareReport",
-    "PathChange",
-    "Speedup",
-    "change",
-    "judge",
-    "ratios_of",
-    "read_baseline",
-    "run_compare",
-]
-
 TOLERANCE = 3.0
 """Per cent by which a speed-up may change without being reported."""
 

@@ -31,17 +31,6 @@ from fassd.models.preprocess import OURS, normalize
 from fassd.models.zoo import preprocessing_before
 from fassd.synth import render_street
 
-__all__ = [
-    "ROUNDING_NOTE",
-    "Job",
-    "build_model",
-    "calibrate",
-    "network_of",
-    "render_batch",
-    "torch_dtype",
-    "weights_note",
-]
-
 ROUNDING_NOTE = "a random network amplifies rounding: judge 16 bits by trained weights"
 
 LARGEST = 1 << 16

@@ -17,10 +17,8 @@ from fassd.bench.tables import BenchReport, Column, report_table
 if TYPE_CHECKING:
     from fassd.bench.costs.cuda import LaunchGroup, PredictedLaunch, Prediction
 
-__all__ = ["LaunchReport", "run_launches"]
-
-WIDE = 240  # characters needed by all columns
-WIDE_ONLY = (  # columns that are only shown then
+WIDE = 240  # characters, that all columns need
+WIDE_ONLY = (  # columns
     *("tile", "taps", "blocks", "KB", "cache\nMB", "GFLOP", "memory\nus", "arithmetic\nus"),
     *("copy\nM", "product\nM", "epilogue\nM"),
 )

@@ -30,8 +30,6 @@ from fassd.models.device import torch_threads
 from fassd.models.encoder import Encoder
 from fassd_kernels.tuning.calls import OperatorCall, around_operators
 
-__all__ = ["HEAD", "FusedCall", "Layer", "LayerReport", "run_layers", "trace"]
-
 HEAD = "head"
 """Name of the network's own last operator, the upsampling with argmax, in the list."""
 

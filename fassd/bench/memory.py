@@ -16,8 +16,6 @@ from typing import Any
 
 import torch
 
-__all__ = ["NOT_ASKED", "Energy", "Memory", "energy_of", "memory_of", "peak_memory_of_child"]
-
 
 @dataclass(frozen=True)
 class Memory:

@@ -25,16 +25,6 @@ from fassd.io.packages import need
 from fassd.models.encoder import import_timm, import_torchvision, plan_of
 from fassd.models.variants import GTX, Report
 
-__all__ = [
-    "CLASSES",
-    "OTHERS",
-    "OtherNetwork",
-    "build_other",
-    "is_other",
-    "published",
-    "runs_foreign_code",
-]
-
 CLASSES = 19
 TIMM, SMP = "timm:", "smp:"
 

@@ -15,8 +15,6 @@ from fassd.bench.stopwatch import CallTimes
 from fassd.evaluation.agreement import Agreement
 from fassd.io.untrusted import problem, read_json, read_text, shortened, shown
 
-__all__ = ["ACCEPTED", "JobResults", "Result", "Results"]
-
 ACCEPTED = "accepted is a file that `fassd bench run --json` or `fassd bench peers --json` wrote"
 
 MOST_BYTES = 1 << 26

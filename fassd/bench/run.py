@@ -56,8 +56,6 @@ from fassd.models.clock import timed
 from fassd.models.device import torch_threads
 from fassd.models.encoder import reparameterize
 
-__all__ = ["Report", "Scene", "run"]
-
 NOT_COUNTED = Energy(None, "not measured")
 
 ABOUT_PATHS = (

@@ -14,16 +14,6 @@ from rich.text import Text
 from fassd.bench.jobs import Job
 from fassd.bench.stopwatch import CallTimes
 
-__all__ = [
-    "BenchReport",
-    "Column",
-    "heading",
-    "mebibytes",
-    "milliseconds",
-    "or_dash",
-    "report_table",
-]
-
 Row = TypeVar("Row")
 
 

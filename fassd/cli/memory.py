@@ -7,8 +7,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["bounded_memory"]
-
 CGROUPS = Path("/sys/fs/cgroup")
 
 

@@ -23,8 +23,6 @@ from fassd.io.packages import need, quiet
 from fassd.io.untrusted import read_json, read_text, shortened, shown
 from fassd.models.tensor_files import CheckpointError, check_weights, damaged_record
 
-__all__ = ["RUNTIMES", "Run", "first_line", "is_installed", "open_runtime"]
-
 Array = npt.NDArray[Any]
 Run = Callable[[Array], Array]
 Opened = tuple[Metadata, Run]

@@ -27,35 +27,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from fassd.io.files import SUFFIXES, check_file, check_folder, replacing
+from fassd.io.files import SUFFIXES, replacing
 from fassd.io.levels import Range, as_range, empty_bits, has_high_bytes, stored, to_levels
 from fassd.models.preprocess import MEAN_COLOR
-
-__all__ = [
-    "BACKGROUND",
-    "FORMATS",
-    "MAX_PIXELS",
-    "SUFFIXES",
-    "ImageError",
-    "ImageWarning",
-    "Reading",
-    "TooManyPixelsError",
-    "array_to_rgb",
-    "check_file",
-    "check_folder",
-    "examine_image",
-    "formats",
-    "open_image",
-    "others_passed_over",
-    "pages_passed_over",
-    "pil_to_rgb",
-    "read_image",
-    "replacing",
-    "resized",
-    "unreadable_because",
-    "write_image",
-    "written_suffixes",
-]
 
 BACKGROUND = MEAN_COLOR
 """RGB colour behind transparent pixels: the mean of ImageNet, (124, 116, 104)."""

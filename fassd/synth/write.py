@@ -12,7 +12,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fassd.io.images import check_folder, replacing, write_image
+from fassd.io.files import check_folder, replacing
+from fassd.io.images import write_image
 from fassd.io.untrusted import read_json
 from fassd.synth import VERSION, check_scene, render_street
 

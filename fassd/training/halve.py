@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fassd.io.images import replacing
+from fassd.io.files import replacing
 from fassd.io.untrusted import read_json
 from fassd.models.tensor_files import read_safetensors, safetensors_of
 

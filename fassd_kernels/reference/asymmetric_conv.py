@@ -15,11 +15,43 @@ from fassd_kernels.checks import (
     check_positive,
     check_vector,
     check_weight,
+    checked,
 )
 from fassd_kernels.reference.conv_act import conv_act
 
 
+def check_asymmetric_conv(
+    input,
+    vertical_weight,
+    horizontal_weight,
+    vertical_bias,
+    horizontal_bias,
+    vertical_slope,
+    horizontal_slope,
+    packed,
+    dilation,
+    activation,
+):
+    """Check the arguments of :func:`asymmetric_conv` and return the shape of its result."""
+    op = "asymmetric_conv"
+    check_images(op, [("input", input)])
+    check_weight(op, "vertical_weight", vertical_weight, input.shape[1], input, [(3, 1)])
+    middle = vertical_weight.shape[0]
+    check_weight(op, "horizontal_weight", horizontal_weight, middle, input, [(1, 3)])
+    out_channels = horizontal_weight.shape[0]
+    check_vector(op, "vertical_bias", vertical_bias, middle, input)
+    check_vector(op, "horizontal_bias", horizontal_bias, out_channels, input)
+    check_positive(op, "dilation", [dilation])
+    check_activation(op, activation, vertical_slope, middle, input, "vertical_slope", KINKED)
+    check_activation(
+        op, activation, horizontal_slope, out_channels, input, "horizontal_slope", KINKED
+    )
+    check_packed(op, packed, 2, input)
+    return input.shape[0], out_channels, input.shape[2], input.shape[3]
+
+
 @follows_autocast
+@checked(check_asymmetric_conv)
 def asymmetric_conv(
     input: Tensor,
     vertical_weight: Tensor,
@@ -53,18 +85,6 @@ def asymmetric_conv(
     Raises:
         RuntimeError: shapes, dtypes or devices disagree; the message names the argument.
     """
-    check_asymmetric_conv(
-        input,
-        vertical_weight,
-        horizontal_weight,
-        vertical_bias,
-        horizontal_bias,
-        vertical_slope,
-        horizontal_slope,
-        packed,
-        dilation=dilation,
-        activation=activation,
-    )
     x = conv_act(
         [input],
         vertical_weight,
@@ -81,34 +101,3 @@ def asymmetric_conv(
         activation=activation,
         slope=horizontal_slope,
     )
-
-
-def check_asymmetric_conv(
-    input: Tensor,
-    vertical_weight: Tensor,
-    horizontal_weight: Tensor,
-    vertical_bias: Tensor | None = None,
-    horizontal_bias: Tensor | None = None,
-    vertical_slope: Tensor | None = None,
-    horizontal_slope: Tensor | None = None,
-    packed: Sequence[Tensor] | None = None,
-    *,
-    dilation: int = 1,
-    activation: str = "relu",
-) -> tuple[int, int, int, int]:
-    """Check the arguments of :func:`asymmetric_conv` and return the shape of its result."""
-    op = "asymmetric_conv"
-    check_images(op, [("input", input)])
-    check_weight(op, "vertical_weight", vertical_weight, input.shape[1], input, [(3, 1)])
-    middle = vertical_weight.shape[0]
-    check_weight(op, "horizontal_weight", horizontal_weight, middle, input, [(1, 3)])
-    out_channels = horizontal_weight.shape[0]
-    check_vector(op, "vertical_bias", vertical_bias, middle, input)
-    check_vector(op, "horizontal_bias", horizontal_bias, out_channels, input)
-    check_positive(op, "dilation", [dilation])
-    check_activation(op, activation, vertical_slope, middle, input, "vertical_slope", KINKED)
-    check_activation(
-        op, activation, horizontal_slope, out_channels, input, "horizontal_slope", KINKED
-    )
-    check_packed(op, packed, 2, input)
-    return input.shape[0], out_channels, input.shape[2], input.shape[3]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from fassd_kernels.checks import (
     check_storage,
     check_vector,
     check_weight,
+    checked,
     shape,
 )
 
@@ -50,7 +51,24 @@ def activate(x: Tensor, activation: str, slope: Tensor | None) -> Tensor:
     return FUNCTIONS[activation](x)
 
 
+def check_conv_act(
+    inputs, weight, bias, slope, residual, packed, stride, dilation, activation, pool
+):
+    """Check the arguments of :func:`conv_act` and return the shape of its result."""
+    op = "conv_act"
+    first = check_images(op, check_list(op, "inputs", inputs))
+    check_weight(op, "weight", weight, sum(x.shape[1] for x in inputs), first, KERNELS)
+    check_place(op, "packed", packed, weight)
+    check(pool in (1, 2), f"{op}: pool is {pool}; expected 1 or 2")
+    vectors = (bias, slope, residual)
+    size = check_convolution(
+        op, "inputs[0]", first, weight.shape[0], *vectors, stride, dilation, activation
+    )
+    return size[0], size[1], size[2] // pool, size[3] // pool
+
+
 @follows_autocast
+@checked(check_conv_act)
 def conv_act(
     inputs: Sequence[Tensor],
     weight: Tensor,
@@ -88,21 +106,7 @@ def conv_act(
     Raises:
         RuntimeError: shapes, dtypes or devices disagree; the message names the argument.
     """
-    size = check_conv_act(
-        inputs,
-        weight,
-        bias,
-        slope,
-        residual,
-        packed,
-        stride=stride,
-        dilation=dilation,
-        activation=activation,
-        pool=pool,
-    )
     stride, dilation = pair("stride", stride), pair("dilation", dilation)
-    if inputs[0].shape[0] == 0 or size[2] == 0 or size[3] == 0:
-        return empty_result(size, [*inputs, weight, bias, slope, residual])
     x = inputs[0] if len(inputs) == 1 else torch.cat(list(inputs), 1)
     x = convolve(x, weight, bias, stride, dilation)
     if residual is not None:
@@ -135,32 +139,6 @@ def convolve(
         y = F.conv2d(x.float(), weight.float(), wide, stride, padding, near, groups)
         return y.to(x.dtype)
     return F.conv2d(x, weight, bias, stride, padding, near, groups)
-
-
-def check_conv_act(
-    inputs: Sequence[Tensor],
-    weight: Tensor,
-    bias: Tensor | None = None,
-    slope: Tensor | None = None,
-    residual: Tensor | None = None,
-    packed: Tensor | None = None,
-    *,
-    stride: Sequence[int] = (1, 1),
-    dilation: Sequence[int] = (1, 1),
-    activation: str = "none",
-    pool: int = 1,
-) -> tuple[int, int, int, int]:
-    """Check the arguments of :func:`conv_act` and return the shape of its result."""
-    op = "conv_act"
-    first = check_images(op, check_list(op, "inputs", inputs))
-    check_weight(op, "weight", weight, sum(x.shape[1] for x in inputs), first, KERNELS)
-    check_place(op, "packed", packed, weight)
-    check(pool in (1, 2), f"{op}: pool is {pool}; expected 1 or 2")
-    vectors = (bias, slope, residual)
-    size = check_convolution(
-        op, "inputs[0]", first, weight.shape[0], *vectors, stride, dilation, activation
-    )
-    return size[0], size[1], size[2] // pool, size[3] // pool
 
 
 def check_convolution(
@@ -207,12 +185,3 @@ def same_padding(weight: Tensor, dilation: Sequence[int]) -> list[int]:
 
 def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
-
-
-def empty_result(size: Sequence[int], tensors: Iterable[Tensor | None]) -> Tensor:
-    """A result of no elements, connected to `tensors`, whose gradients are therefore zero.
-
-    PyTorch's convolution, PReLU and interpolation refuse some empty shapes; the operators do not.
-    """
-    zeros = [tensor.flatten()[:0].sum() for tensor in tensors if tensor is not None]
-    return channels_last(torch.stack(zeros).sum().expand(tuple(size)))

@@ -7,20 +7,21 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fassd_kernels.autocast import follows_autocast
-from fassd_kernels.checks import (
-    check,
-    check_images,
-    check_packed,
-    check_positive,
-    check_vector,
-    check_weight,
-    shape,
-)
+from fassd_kernels.checks import check_branches, checked
 from fassd_kernels.reference.asymmetric_conv import asymmetric_conv
 from fassd_kernels.reference.conv_act import conv_act
 
 
+def check_dapf(input, weights, biases, packed, dilations):
+    """Check the arguments of :func:`dapf` and return the shape of its result."""
+    kernels = [(1, 1), *[(3, 1), (1, 3)] * len(dilations)]
+    return check_branches(
+        "dapf", input, weights, biases, packed, dilations, kernels, 1 + len(dilations)
+    )
+
+
 @follows_autocast
+@checked(check_dapf)
 def dapf(
     input: Tensor,
     weights: Sequence[Tensor],
@@ -45,7 +46,6 @@ def dapf(
     Raises:
         RuntimeError: shapes, dtypes or devices disagree; the message names the argument.
     """
-    check_dapf(input, weights, biases, packed, dilations=dilations)
     branches = [conv_act([input], weights[0], biases[0], activation="relu")]
     for i, dilation in enumerate(dilations):
         vertical, horizontal = 1 + 2 * i, 2 + 2 * i
@@ -60,49 +60,3 @@ def dapf(
         )
         branches.append(branch)
     return conv_act(branches, weights[-1], biases[-1], activation="relu")
-
-
-def check_dapf(
-    input: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    packed: Sequence[Tensor] | None = None,
-    *,
-    dilations: Sequence[int],
-) -> tuple[int, int, int, int]:
-    """Check the arguments of :func:`dapf` and return the shape of its result."""
-    op = "dapf"
-    check_images(op, [("input", input)])
-    check_positive(op, "dilations", dilations)
-    count = 2 + 2 * len(dilations)
-    for name, tensors in (("weights", weights), ("biases", biases)):
-        check(
-            len(tensors) == count,
-            f"{op}: {name} has {len(tensors)} tensors; "
-            f"expected {count} for {len(dilations)} dilations",
-        )
-    check_packed(op, packed, count, input)
-    check(
-        weights[0].dim() == 4,
-        f"{op}: weights[0] has shape {shape(weights[0])}; "
-        "expected four dimensions, O x I x kH x kW",
-    )
-    width = weights[0].shape[0]
-    for i in range(count):
-        project = i == count - 1
-        vertical = not project and i % 2 == 1
-        horizontal = not project and i > 0 and i % 2 == 0
-        in_channels = input.shape[1]
-        if project:
-            in_channels = width * (1 + len(dilations))
-        elif horizontal:
-            in_channels = width
-        kernel = (3, 1) if vertical else (1, 3) if horizontal else (1, 1)
-        check_weight(op, f"weights[{i}]", weights[i], in_channels, input, [kernel])
-        check(
-            project or weights[i].shape[0] == width,
-            f"{op}: weights[{i}] has {weights[i].shape[0]} output channels; expected {width}, "
-            "as weights[0]",
-        )
-        check_vector(op, f"biases[{i}]", biases[i], weights[i].shape[0], input)
-    return input.shape[0], weights[-1].shape[0], input.shape[2], input.shape[3]

@@ -7,20 +7,43 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fassd_kernels.autocast import follows_autocast
-from fassd_kernels.checks import check, check_images, check_weight, shape
+from fassd_kernels.checks import check, check_images, check_weight, checked, shape
 from fassd_kernels.reference.conv_act import (
     activate,
     channels_last,
     check_convolution,
     convolve,
-    empty_result,
     pair,
 )
 
 GROUPED_KERNELS = ((1, 1), (3, 3), (5, 5), (7, 7))
 
 
+def check_grouped_conv_act(
+    input, weight, bias, slope, residual, stride, dilation, activation, groups
+):
+    """Check the arguments of :func:`grouped_conv_act` and return the shape of its result."""
+    op = "grouped_conv_act"
+    check_images(op, [("input", input)])
+    check(
+        weight.dim() == 4,
+        f"{op}: weight has shape {shape(weight)}; expected four dimensions, O x I x kH x kW",
+    )
+    channels, out_channels = input.shape[1], weight.shape[0]
+    check(
+        groups >= 1 and channels % groups == 0 and out_channels % groups == 0,
+        f"{op}: groups is {groups}; expected a divisor of the input's {channels} and the weight's "
+        f"{out_channels} channels",
+    )
+    check_weight(op, "weight", weight, channels // groups, input, GROUPED_KERNELS)
+    vectors = (bias, slope, residual)
+    return check_convolution(
+        op, "input", input, out_channels, *vectors, stride, dilation, activation
+    )
+
+
 @follows_autocast
+@checked(check_grouped_conv_act)
 def grouped_conv_act(
     input: Tensor,
     weight: Tensor,
@@ -53,54 +76,9 @@ def grouped_conv_act(
     Raises:
         RuntimeError: shapes, dtypes or devices disagree; the message names the argument.
     """
-    size = check_grouped_conv_act(
-        input,
-        weight,
-        bias,
-        slope,
-        residual,
-        stride=stride,
-        dilation=dilation,
-        activation=activation,
-        groups=groups,
-    )
     op = "grouped_conv_act"
     stride, dilation = pair("stride", stride, op), pair("dilation", dilation, op)
-    if input.shape[0] == 0 or size[2] == 0 or size[3] == 0:
-        return empty_result(size, [input, weight, bias, slope, residual])
     x = convolve(input, weight, bias, stride, dilation, groups)
     if residual is not None:
         x = x + residual
     return channels_last(activate(x, activation, slope))
-
-
-def check_grouped_conv_act(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    slope: Tensor | None = None,
-    residual: Tensor | None = None,
-    *,
-    stride: Sequence[int] = (1, 1),
-    dilation: Sequence[int] = (1, 1),
-    activation: str = "none",
-    groups: int = 1,
-) -> tuple[int, int, int, int]:
-    """Check the arguments of :func:`grouped_conv_act` and return the shape of its result."""
-    op = "grouped_conv_act"
-    check_images(op, [("input", input)])
-    check(
-        weight.dim() == 4,
-        f"{op}: weight has shape {shape(weight)}; expected four dimensions, O x I x kH x kW",
-    )
-    channels, out_channels = input.shape[1], weight.shape[0]
-    check(
-        groups >= 1 and channels % groups == 0 and out_channels % groups == 0,
-        f"{op}: groups is {groups}; expected a divisor of the input's {channels} and the weight's "
-        f"{out_channels} channels",
-    )
-    check_weight(op, "weight", weight, channels // groups, input, GROUPED_KERNELS)
-    vectors = (bias, slope, residual)
-    return check_convolution(
-        op, "input", input, out_channels, *vectors, stride, dilation, activation
-    )

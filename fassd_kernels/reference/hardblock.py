@@ -8,11 +8,39 @@ import torch
 from torch import Tensor
 
 from fassd_kernels.autocast import follows_autocast
-from fassd_kernels.checks import check, check_images, check_packed, check_vector, check_weight
+from fassd_kernels.checks import (
+    check,
+    check_images,
+    check_packed,
+    check_vector,
+    check_weight,
+    checked,
+)
 from fassd_kernels.reference.conv_act import channels_last, conv_act
 
 
+def check_hardblock(input, weights, biases, packed):
+    """Check the arguments of :func:`hardblock` and return the shape of its result."""
+    op = "hardblock"
+    check_images(op, [("input", input)])
+    check(len(weights) > 0, f"{op}: weights is an empty list; expected at least one tensor")
+    check(
+        len(biases) == len(weights),
+        f"{op}: biases has {len(biases)} tensors; expected {len(weights)}",
+    )
+    check_packed(op, packed, len(weights), input)
+    widths, channels = [input.shape[1]], 0
+    for k, (weight, bias) in enumerate(zip(weights, biases, strict=True), start=1):
+        in_channels = sum(widths[source] for source in sources_of(k))
+        check_weight(op, f"weights[{k - 1}]", weight, in_channels, input, [(3, 3)])
+        check_vector(op, f"biases[{k - 1}]", bias, weight.shape[0], input)
+        widths.append(weight.shape[0])
+        channels += weight.shape[0] if is_output(k, len(weights)) else 0
+    return input.shape[0], channels, input.shape[2], input.shape[3]
+
+
 @follows_autocast
+@checked(check_hardblock)
 def hardblock(
     input: Tensor,
     weights: Sequence[Tensor],
@@ -37,7 +65,6 @@ def hardblock(
     Raises:
         RuntimeError: shapes, dtypes or devices disagree; the message names the argument.
     """
-    check_hardblock(input, weights, biases, packed)
     outputs = [input]
     for k, (weight, bias) in enumerate(zip(weights, biases, strict=True), start=1):
         sources = [outputs[source] for source in sources_of(k)]
@@ -54,28 +81,3 @@ def sources_of(layer: int) -> list[int]:
 def is_output(layer: int, layers: int) -> bool:
     """True if a layer (from 1) is part of the result of a block with `layers` layers."""
     return layer % 2 == 1 or layer == layers
-
-
-def check_hardblock(
-    input: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    packed: Sequence[Tensor] | None = None,
-) -> tuple[int, int, int, int]:
-    """Check the arguments of :func:`hardblock` and return the shape of its result."""
-    op = "hardblock"
-    check_images(op, [("input", input)])
-    check(len(weights) > 0, f"{op}: weights is an empty list; expected at least one tensor")
-    check(
-        len(biases) == len(weights),
-        f"{op}: biases has {len(biases)} tensors; expected {len(weights)}",
-    )
-    check_packed(op, packed, len(weights), input)
-    widths, channels = [input.shape[1]], 0
-    for k, (weight, bias) in enumerate(zip(weights, biases, strict=True), start=1):
-        in_channels = sum(widths[source] for source in sources_of(k))
-        check_weight(op, f"weights[{k - 1}]", weight, in_channels, input, [(3, 3)])
-        check_vector(op, f"biases[{k - 1}]", bias, weight.shape[0], input)
-        widths.append(weight.shape[0])
-        channels += weight.shape[0] if is_output(k, len(weights)) else 0
-    return input.shape[0], channels, input.shape[2], input.shape[3]

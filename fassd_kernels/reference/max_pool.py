@@ -7,38 +7,11 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from fassd_kernels.checks import check, check_images, check_positive, shape
-from fassd_kernels.reference.conv_act import channels_last, empty_result, pair
+from fassd_kernels.checks import check, check_images, check_positive, checked, shape
+from fassd_kernels.reference.conv_act import channels_last, pair
 
 
-def max_pool(
-    input: Tensor, *, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
-) -> Tensor:
-    """``F.max_pool2d(input, kernel, stride, padding)``; NaN counts as the largest value.
-
-    Args:
-        input: N x C x H x W image, H and W at least 1.
-        kernel: height and width of a window, not larger than the padded input.
-        stride: vertical and horizontal step, each at least 1.
-        padding: rows and columns around the input that do not count, at most half of `kernel`.
-
-    Returns:
-        N x C x H' x W' in the input's dtype, H' = floor((H + 2 padding - kernel) / stride) + 1,
-        channels_last.
-
-    Raises:
-        RuntimeError: an argument is not as described above; the message names it.
-    """
-    size = check_max_pool(input, kernel=kernel, stride=stride, padding=padding)
-    if input.shape[0] == 0 or input.shape[1] == 0:
-        return empty_result(size, [input])
-    sides, steps = pair("kernel", kernel), pair("stride", stride)
-    return channels_last(F.max_pool2d(input, sides, steps, pair("padding", padding)))
-
-
-def check_max_pool(
-    input: Tensor, *, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
-) -> tuple[int, int, int, int]:
+def check_max_pool(input, kernel, stride, padding):
     """Check the arguments of :func:`max_pool` and return the shape of its result."""
     op = "max_pool"
     check_images(op, [("input", input)])
@@ -63,3 +36,26 @@ def check_max_pool(
     )
     height, width = (left // step + 1 for left, step in zip(room, steps, strict=True))
     return input.shape[0], input.shape[1], height, width
+
+
+@checked(check_max_pool)
+def max_pool(
+    input: Tensor, *, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> Tensor:
+    """``F.max_pool2d(input, kernel, stride, padding)``; NaN is larger than all.
+
+    Args:
+        input: N x C x H x W, H and W at least 1.
+        kernel: height and width of a window, at most those of the padded input.
+        stride: vertical and horizontal step, each at least 1.
+        padding: rows and columns around the input that no window counts, at most half of `kernel`.
+
+    Returns:
+        N x C x H' x W' in the input's dtype, H' = floor((H + 2 padding - kernel) / stride) + 1,
+        channels_last.
+
+    Raises:
+        RuntimeError: if an argument is not as above; the message names it.
+    """
+    sides, steps = pair("kernel", kernel), pair("stride", stride)
+    return channels_last(F.max_pool2d(input, sides, steps, pair("padding", padding)))

@@ -15,10 +15,11 @@ from fassd_kernels.checks import (
     check_positive,
     check_vector,
     check_weight,
+    checked,
     shape,
 )
 from fassd_kernels.reference.asymmetric_conv import asymmetric_conv
-from fassd_kernels.reference.conv_act import channels_last, conv_act, empty_result
+from fassd_kernels.reference.conv_act import channels_last, conv_act
 
 # Weights in order, and their kernels.
 CONVOLUTIONS = {
@@ -34,74 +35,7 @@ ACTIVATIONS = ("input", "reduce", "square", "vertical", "horizontal", "sum")
 SCALES = ("input", "sum")
 
 
-@follows_autocast
-def mda(
-    input: Tensor,
-    weights: Sequence[Tensor],
-    scales: Sequence[Tensor],
-    shifts: Sequence[Tensor],
-    slopes: Sequence[Tensor],
-    packed: Sequence[Tensor] | None = None,
-    *,
-    dilation: int,
-) -> Tensor:
-    """``input + project(act(act(square(r)) + asymmetric(r)))``, ``r = act(reduce(act(input)))``.
-
-    Every ``act`` is a batch norm (folded where it follows a convolution) and a PReLU.
-
-    Args:
-        input: N x C x H x W image.
-        weights: reduce (M x C x 3 x 3), square (M x M x 3 x 3), vertical (M x M x 3 x 1),
-            horizontal (M x M x 1 x 3), project (C x M x 1 x 1).
-        scales: scales of the batch norms of the input (C) and of the sum (M).
-        shifts: six vectors, input (C), then reduce, square, vertical, horizontal, sum (M each):
-            batch norm's shift, which is the bias of a convolution before it.
-        slopes: slopes of the six PReLUs, in the order of `shifts`.
-        packed: results of :func:`pack_weight` for each weight at its dilation, or None.
-        dilation: dilation of the 3x1 and the 1x3, at least 1.
-
-    Returns:
-        N x C x H x W in the input's dtype, channels_last.
-
-    Raises:
-        RuntimeError: shapes, dtypes or devices disagree; the message names the argument.
-    """
-    size = check_mda(input, weights, scales, shifts, slopes, packed, dilation=dilation)
-    if input.numel() == 0:
-        return empty_result(size, [input, *weights, *scales, *shifts, *slopes])
-    x = affine_prelu(input, scales[0], shifts[0], slopes[0])
-    x = conv_act([x], weights[0], shifts[1], activation="prelu", slope=slopes[1])
-    square = conv_act([x], weights[1], shifts[2], activation="prelu", slope=slopes[2])
-    asymmetric = asymmetric_conv(
-        x,
-        weights[2],
-        weights[3],
-        shifts[3],
-        shifts[4],
-        dilation=dilation,
-        activation="prelu",
-        vertical_slope=slopes[3],
-        horizontal_slope=slopes[4],
-    )
-    x = affine_prelu(square + asymmetric, scales[1], shifts[5], slopes[5])
-    return channels_last(conv_act([x], weights[4], residual=input))
-
-
-def affine_prelu(x: Tensor, scale: Tensor, shift: Tensor, slope: Tensor) -> Tensor:
-    """PReLU(x * scale + shift), each per channel."""
-    return F.prelu(x * scale[:, None, None] + shift[:, None, None], slope)
-
-
-def check_mda(
-    input: Tensor,
-    weights: Sequence[Tensor],
-    scales: Sequence[Tensor],
-    shifts: Sequence[Tensor],
-    slopes: Sequence[Tensor],
-    packed: Sequence[Tensor] | None = None,
-    *,
-    dilation: int,
-) -> tuple[int, int, int, int]:
+def check_mda(input, weights, scales, shifts, slopes, packed, dilation):
     """Check the arguments of :func:`mda` and return the shape of its result."""
     op = "mda"
     check_images(op, [("input", input)])
@@ -137,3 +71,59 @@ def check_mda(
         check_vector(op, f"shifts[{i}]", shifts[i], expected, input)
         check_vector(op, f"slopes[{i}]", slopes[i], expected, input)
     return input.shape[0], channels, input.shape[2], input.shape[3]
+
+
+@follows_autocast
+@checked(check_mda)
+def mda(
+    input: Tensor,
+    weights: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    shifts: Sequence[Tensor],
+    slopes: Sequence[Tensor],
+    packed: Sequence[Tensor] | None = None,
+    *,
+    dilation: int,
+) -> Tensor:
+    """``input + project(act(act(square(r)) + asymmetric(r)))``, ``r = act(reduce(act(input)))``.
+
+    Every ``act`` is a batch norm (folded where it follows a convolution) and a PReLU.
+
+    Args:
+        input: N x C x H x W.
+        weights: reduce (M x C x 3 x 3), square (M x M x 3 x 3), vertical (M x M x 3 x 1),
+            horizontal (M x M x 1 x 3), project (C x M x 1 x 1).
+        scales: of the input's batch norm (C) and of the sum's (M).
+        shifts: six vectors, input (C), then reduce, square, vertical, horizontal, sum (M each):
+            batch norm's shift, which behind a convolution is its bias.
+        slopes: of the six PReLUs, in the order of `shifts`.
+        packed: what :func:`pack_weight` gave for each weight at its dilation, or None.
+        dilation: of the 3x1 and the 1x3, at least 1.
+
+    Returns:
+        N x C x H x W in the input's dtype, channels_last.
+
+    Raises:
+        RuntimeError: if shapes, dtypes or devices disagree; the message names the argument.
+    """
+    x = affine_prelu(input, scales[0], shifts[0], slopes[0])
+    x = conv_act([x], weights[0], shifts[1], activation="prelu", slope=slopes[1])
+    square = conv_act([x], weights[1], shifts[2], activation="prelu", slope=slopes[2])
+    asymmetric = asymmetric_conv(
+        x,
+        weights[2],
+        weights[3],
+        shifts[3],
+        shifts[4],
+        dilation=dilation,
+        activation="prelu",
+        vertical_slope=slopes[3],
+        horizontal_slope=slopes[4],
+    )
+    x = affine_prelu(square + asymmetric, scales[1], shifts[5], slopes[5])
+    return channels_last(conv_act([x], weights[4], residual=input))
+
+
+def affine_prelu(x: Tensor, scale: Tensor, shift: Tensor, slope: Tensor) -> Tensor:
+    """PReLU(x * scale + shift), each per channel."""
+    return F.prelu(x * scale[:, None, None] + shift[:, None, None], slope)

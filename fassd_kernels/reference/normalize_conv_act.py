@@ -15,12 +15,41 @@ from fassd_kernels.checks import (
     check_positive,
     check_vector,
     check_weight,
+    checked,
 )
 from fassd_kernels.reference.conv_act import KERNELS, conv_act, pair
-from fassd_kernels.reference.normalize import check_normalize, normalize
+from fassd_kernels.reference.normalize import check_picture, normalize
+
+
+def check_normalize_conv_act(
+    image, weight, bias, slope, packed, mean, std, stride, dilation, activation
+):
+    """Check the arguments of :func:`normalize_conv_act` and return the shape of its result."""
+    op = "normalize_conv_act"
+    check_picture(op, image, mean, std, torch.float32)
+    stride, dilation = pair("stride", stride, op), pair("dilation", dilation, op)
+    # The picture has no floating type to agree with: the weight's is that of the call.
+    check_weight(op, "weight", weight, 3, weight, KERNELS)
+    check(
+        weight.dtype.is_floating_point,
+        f"{op}: weight has dtype {weight.dtype}; expected float32, float16, bfloat16 or float64",
+    )
+    check(
+        weight.device == image.device,
+        f"{op}: weight is on {weight.device}, but image is on {image.device}",
+    )
+    check_place(op, "packed", packed, weight)
+    check_vector(op, "bias", bias, weight.shape[0], weight)
+    check_activation(op, activation, slope, weight.shape[0], weight)
+    check_positive(op, "stride", stride)
+    check_positive(op, "dilation", dilation)
+    height = (image.shape[1] + stride[0] - 1) // stride[0]
+    width = (image.shape[2] + stride[1] - 1) // stride[1]
+    return image.shape[0], weight.shape[0], height, width
 
 
 @follows_autocast
+@checked(check_normalize_conv_act)
 def normalize_conv_act(
     image: Tensor,
     weight: Tensor,
@@ -52,48 +81,7 @@ def normalize_conv_act(
     Raises:
         RuntimeError: shapes, dtypes or devices disagree; the message names the argument.
     """
-    check_normalize_conv_act(
-        image, weight, bias, slope, packed, mean=mean, std=std, stride=stride, dilation=dilation,
-        activation=activation,
-    )  # fmt: skip
     x = normalize(image, mean=mean, std=std, dtype=weight.dtype)
     return conv_act(
         [x], weight, bias, slope, stride=stride, dilation=dilation, activation=activation
     )
-
-
-def check_normalize_conv_act(
-    image: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    slope: Tensor | None = None,
-    packed: Tensor | None = None,
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    stride: Sequence[int] = (1, 1),
-    dilation: Sequence[int] = (1, 1),
-    activation: str = "none",
-) -> tuple[int, int, int, int]:
-    """Check the arguments of :func:`normalize_conv_act` and return the shape of its result."""
-    op = "normalize_conv_act"
-    check_normalize(image, mean=mean, std=std, dtype=torch.float32, op=op)
-    stride, dilation = pair("stride", stride, op), pair("dilation", dilation, op)
-    # The picture has no floating type: the weight's is that of the call.
-    check_weight(op, "weight", weight, 3, weight, KERNELS)
-    check(
-        weight.dtype.is_floating_point,
-        f"{op}: weight has dtype {weight.dtype}; expected float32, float16, bfloat16 or float64",
-    )
-    check(
-        weight.device == image.device,
-        f"{op}: weight is on {weight.device}, but image is on {image.device}",
-    )
-    check_place(op, "packed", packed, weight)
-    check_vector(op, "bias", bias, weight.shape[0], weight)
-    check_activation(op, activation, slope, weight.shape[0], weight)
-    check_positive(op, "stride", stride)
-    check_positive(op, "dilation", dilation)
-    height = (image.shape[1] + stride[0] - 1) // stride[0]
-    width = (image.shape[2] + stride[1] - 1) // stride[1]
-    return image.shape[0], weight.shape[0], height, width

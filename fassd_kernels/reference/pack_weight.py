@@ -6,10 +6,25 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fassd_kernels.checks import FLOATING, check, check_positive, check_weight
+from fassd_kernels.checks import FLOATING, check, check_positive, check_weight, checked
 from fassd_kernels.reference.conv_act import KERNELS, pair
 
 
+def check_pack_weight(weight, stride, dilation):
+    """Check the arguments of :func:`pack_weight`; the shape of its result is the backend's own."""
+    op = "pack_weight"
+    check(
+        weight.dtype in FLOATING,
+        f"{op}: weight has dtype {weight.dtype}; expected float32, float16, bfloat16 or float64",
+    )
+    channels = weight.shape[1] if weight.dim() == 4 else 1
+    check_weight(op, "weight", weight, channels, weight, KERNELS)
+    for name, values in (("stride", stride), ("dilation", dilation)):
+        check_positive(op, name, pair(name, values, op))
+    return ()
+
+
+@checked(check_pack_weight, differentiable=False)
 def pack_weight(
     weight: Tensor, *, stride: Sequence[int] = (1, 1), dilation: Sequence[int] = (1, 1)
 ) -> Tensor:
@@ -29,20 +44,4 @@ def pack_weight(
     Raises:
         RuntimeError: the weight, stride or dilation is not as described above.
     """
-    check_pack_weight(weight, stride=stride, dilation=dilation)
     return weight.new_empty(0)
-
-
-def check_pack_weight(
-    weight: Tensor, *, stride: Sequence[int] = (1, 1), dilation: Sequence[int] = (1, 1)
-) -> None:
-    """Check the arguments of :func:`pack_weight`."""
-    op = "pack_weight"
-    check(
-        weight.dtype in FLOATING,
-        f"{op}: weight has dtype {weight.dtype}; expected float32, float16, bfloat16 or float64",
-    )
-    channels = weight.shape[1] if weight.dim() == 4 else 1
-    check_weight(op, "weight", weight, channels, weight, KERNELS)
-    for name, values in (("stride", stride), ("dilation", dilation)):
-        check_positive(op, name, pair(name, values, op))

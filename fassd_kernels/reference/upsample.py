@@ -10,13 +10,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fassd_kernels.checks import MAX_LABELS, check, check_images, check_size, shape
-from fassd_kernels.reference.conv_act import channels_last, empty_result
+from fassd_kernels.checks import MAX_LABELS, check, check_images, check_size, checked, shape
+from fassd_kernels.reference.conv_act import channels_last
 
 Measure = Literal["probability", "margin", "entropy"]
 """Measure of a label's certainty, from the probabilities of its pixel."""
 
 
+def check_upsample(input, size, align_corners):
+    """Check the arguments of :func:`upsample` and return the shape of its result."""
+    return check_resize("upsample", input, size)
+
+
+def check_resize(op: str, input: Tensor, size: Sequence[int]) -> tuple[int, int, int, int]:
+    """Check an image and the size that it is given, and return the shape of the result."""
+    check_images(op, [("input", input)])
+    check_size(op, size)
+    check(
+        input.shape[2] >= 1 and input.shape[3] >= 1,
+        f"{op}: input has shape {shape(input)}; expected height and width of at least 1",
+    )
+    return input.shape[0], input.shape[1], size[0], size[1]
+
+
+@checked(check_upsample)
 def upsample(input: Tensor, size: Sequence[int], *, align_corners: bool = True) -> Tensor:
     """Bilinear resize.
 
@@ -32,13 +49,26 @@ def upsample(input: Tensor, size: Sequence[int], *, align_corners: bool = True) 
     Raises:
         RuntimeError: a shape or dtype is not as described above; the message names the argument.
     """
-    result = check_upsample(input, size, align_corners=align_corners)
-    if input.shape[0] == 0 or input.shape[1] == 0:
-        return empty_result(result, [input])
     mode: dict[str, Any] = {"mode": "bilinear", "align_corners": align_corners}
     return channels_last(F.interpolate(input, tuple(size), **mode))
 
 
+def check_labels(op: str, input: Tensor, size: Sequence[int]) -> tuple[int, int, int]:
+    """Check logits of which labels are made, and return the labels' shape."""
+    batch, channels, height, width = check_resize(op, input, size)
+    check(
+        channels >= 1 and channels <= MAX_LABELS,
+        f"{op}: input has {channels} channels; expected 1 to {MAX_LABELS}, labels are uint8",
+    )
+    return batch, height, width
+
+
+def check_upsample_argmax(input, size, align_corners):
+    """Check the arguments of :func:`upsample_argmax` and return the shape of its result."""
+    return check_labels("upsample_argmax", input, size)
+
+
+@checked(check_upsample_argmax, differentiable=False)
 def upsample_argmax(input: Tensor, size: Sequence[int], *, align_corners: bool = True) -> Tensor:
     """The label of the largest channel of :func:`upsample`.
 
@@ -54,12 +84,27 @@ def upsample_argmax(input: Tensor, size: Sequence[int], *, align_corners: bool =
     Raises:
         RuntimeError: a shape or dtype is not as described above; the message names the argument.
     """
-    check_upsample_argmax(input, size, align_corners=align_corners)
     if input.shape[0] == 0:
         return input.new_empty((0, *size), dtype=torch.uint8)
     return upsample(input, size, align_corners=align_corners).argmax(1).to(torch.uint8)
 
 
+def check_upsample_confidence(input, size, measure, temperature, align_corners):
+    """Check the arguments of :func:`upsample_confidence` and return the shape of its result."""
+    op = "upsample_confidence"
+    batch, height, width = check_labels(op, input, size)
+    check(
+        measure in get_args(Measure),
+        f"{op}: measure is '{measure}'; expected one of {', '.join(get_args(Measure))}",
+    )
+    check(
+        0 < temperature < math.inf,
+        f"{op}: temperature is {temperature:g}; expected a finite number above 0",
+    )
+    return batch, 2, height, width
+
+
+@checked(check_upsample_confidence, differentiable=False)
 def upsample_confidence(
     input: Tensor,
     size: Sequence[int],
@@ -89,11 +134,8 @@ def upsample_confidence(
     Raises:
         RuntimeError: an argument is not as described above; the message names it.
     """
-    result = check_upsample_confidence(
-        input, size, measure=measure, temperature=temperature, align_corners=align_corners
-    )
     if input.shape[0] == 0:
-        return input.new_empty(result, dtype=torch.uint8)
+        return input.new_empty((0, 2, *size), dtype=torch.uint8)
     logits = upsample(input, size, align_corners=align_corners)
     return confident_labels(logits, measure, temperature)
 
@@ -124,55 +166,3 @@ def certainty_of(probabilities: Tensor, measure: Measure) -> Tensor:
         return probabilities.amax(1)
     first, second = probabilities.topk(2, 1).values.unbind(1)
     return first - second
-
-
-def check_upsample(
-    input: Tensor, size: Sequence[int], op: str = "upsample", *, align_corners: bool = True
-) -> tuple[int, int, int, int]:
-    """Check the arguments of :func:`upsample` and return the shape of its result."""
-    check_images(op, [("input", input)])
-    check_size(op, size)
-    check(
-        input.shape[2] >= 1 and input.shape[3] >= 1,
-        f"{op}: input has shape {shape(input)}; expected height and width of at least 1",
-    )
-    return input.shape[0], input.shape[1], size[0], size[1]
-
-
-def check_upsample_argmax(
-    input: Tensor, size: Sequence[int], *, align_corners: bool = True
-) -> tuple[int, int, int]:
-    """Check the arguments of :func:`upsample_argmax` and return the shape of its result."""
-    return check_labels("upsample_argmax", input, size)
-
-
-def check_upsample_confidence(
-    input: Tensor,
-    size: Sequence[int],
-    *,
-    measure: str = "margin",
-    temperature: float = 1.0,
-    align_corners: bool = True,
-) -> tuple[int, int, int, int]:
-    """Check the arguments of :func:`upsample_confidence` and return the shape of its result."""
-    op = "upsample_confidence"
-    batch, height, width = check_labels(op, input, size)
-    check(
-        measure in get_args(Measure),
-        f"{op}: measure is '{measure}'; expected one of {', '.join(get_args(Measure))}",
-    )
-    check(
-        0 < temperature < math.inf,
-        f"{op}: temperature is {temperature:g}; expected a finite number above 0",
-    )
-    return batch, 2, height, width
-
-
-def check_labels(op: str, input: Tensor, size: Sequence[int]) -> tuple[int, int, int]:
-    """Check logits that labels are made from, and return the labels' shape."""
-    batch, channels, height, width = check_upsample(input, size, op)
-    check(
-        channels >= 1 and channels <= MAX_LABELS,
-        f"{op}: input has {channels} channels; expected 1 to {MAX_LABELS}, labels are uint8",
-    )
-    return batch, height, width

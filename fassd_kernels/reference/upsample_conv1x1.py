@@ -17,13 +17,38 @@ from fassd_kernels.checks import (
     check_packed,
     check_vector,
     check_weight,
+    checked,
     shape,
 )
-from fassd_kernels.reference.conv_act import conv_act, empty_result
+from fassd_kernels.reference.conv_act import conv_act
 from fassd_kernels.reference.upsample import upsample
 
 
+def check_upsample_conv1x1(low, skip, weight, bias, slope, packed, activation):
+    """Check the arguments of :func:`upsample_conv1x1` and return the shape of its result."""
+    op = "upsample_conv1x1"
+    first_low = check_images(op, check_list(op, "low", low))
+    first_skip = check_images(op, check_list(op, "skip", skip))
+    check_like(op, "skip[0]", first_skip, "low[0]", first_low)
+    check(
+        first_low.shape[0] == first_skip.shape[0],
+        f"{op}: skip[0] has shape {shape(first_skip)}, but low[0] has {shape(first_low)}; "
+        "the batch must agree",
+    )
+    check(
+        first_low.shape[2] >= 1 and first_low.shape[3] >= 1,
+        f"{op}: low[0] has shape {shape(first_low)}; expected height and width of at least 1",
+    )
+    in_channels = sum(x.shape[1] for x in (*low, *skip))
+    check_weight(op, "weight", weight, in_channels, first_low, [(1, 1)])
+    check_vector(op, "bias", bias, weight.shape[0], first_low)
+    check_activation(op, activation, slope, weight.shape[0], first_low)
+    check_packed(op, packed, 2, weight)
+    return first_skip.shape[0], weight.shape[0], first_skip.shape[2], first_skip.shape[3]
+
+
 @follows_autocast
+@checked(check_upsample_conv1x1)
 def upsample_conv1x1(
     low: Sequence[Tensor],
     skip: Sequence[Tensor],
@@ -56,40 +81,5 @@ def upsample_conv1x1(
     Raises:
         RuntimeError: shapes, dtypes or devices disagree; the message names the argument.
     """
-    size = check_upsample_conv1x1(low, skip, weight, bias, slope, packed, activation=activation)
-    if size[0] == 0 or size[2] == 0 or size[3] == 0:
-        return empty_result(size, [*low, *skip, weight, bias, slope])
-    up = upsample(torch.cat(list(low), 1), size[2:])
+    up = upsample(torch.cat(list(low), 1), skip[0].shape[2:])
     return conv_act([up, *skip], weight, bias, activation=activation, slope=slope)
-
-
-def check_upsample_conv1x1(
-    low: Sequence[Tensor],
-    skip: Sequence[Tensor],
-    weight: Tensor,
-    bias: Tensor | None = None,
-    slope: Tensor | None = None,
-    packed: Sequence[Tensor] | None = None,
-    *,
-    activation: str = "none",
-) -> tuple[int, int, int, int]:
-    """Check the arguments of :func:`upsample_conv1x1` and return the shape of its result."""
-    op = "upsample_conv1x1"
-    first_low = check_images(op, check_list(op, "low", low))
-    first_skip = check_images(op, check_list(op, "skip", skip))
-    check_like(op, "skip[0]", first_skip, "low[0]", first_low)
-    check(
-        first_low.shape[0] == first_skip.shape[0],
-        f"{op}: skip[0] has shape {shape(first_skip)}, but low[0] has {shape(first_low)}; "
-        "the batch must agree",
-    )
-    check(
-        first_low.shape[2] >= 1 and first_low.shape[3] >= 1,
-        f"{op}: low[0] has shape {shape(first_low)}; expected height and width of at least 1",
-    )
-    in_channels = sum(x.shape[1] for x in (*low, *skip))
-    check_weight(op, "weight", weight, in_channels, first_low, [(1, 1)])
-    check_vector(op, "bias", bias, weight.shape[0], first_low)
-    check_activation(op, activation, slope, weight.shape[0], first_low)
-    check_packed(op, packed, 2, weight)
-    return first_skip.shape[0], weight.shape[0], first_skip.shape[2], first_skip.shape[3]

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fassd_kernels.reference.normalize_conv_act import check_normalize_conv_act
+from fassd_kernels.operators import OPERATORS
 from fassd_kernels.triton.conv_act import conv_act
 from fassd_kernels.triton.normalize import normalize
 
@@ -25,6 +25,7 @@ def normalize_conv_act(
 
     `options` are the other arguments, as in :func:`conv_act`.
     """
-    check_normalize_conv_act(image, weight, mean=mean, std=std, **options)
+    given = {"image": image, "weight": weight, "mean": mean, "std": std}
+    OPERATORS["normalize_conv_act"].check(**given, **options)
     x = normalize(image, mean=mean, std=std, dtype=weight.dtype)
     return conv_act([x], weight, padded=padded, **options)

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from fassd_kernels.reference.pack_weight import check_pack_weight
+from fassd_kernels.operators import OPERATORS
 from fassd_kernels.triton.packing import pack
 
 
 def pack_weight(weight: Tensor, *, padded: bool = False, **steps: Any) -> Tensor:
     """:func:`fassd_kernels.reference.pack_weight`; never padded."""
-    check_pack_weight(weight, **steps)
+    OPERATORS["pack_weight"].check(weight=weight, **steps)
     return pack(weight)

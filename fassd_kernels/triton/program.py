@@ -12,17 +12,15 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from inspect import Parameter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fassd_kernels.checks import holds, span
+from fassd_kernels.checks import defaults_of, holds, span
 from fassd_kernels.operators import OPERATORS
 from fassd_kernels.triton.configurations import Config, Problem, overridden
 from fassd_kernels.triton.device import Device, assumption, describe_device
@@ -401,9 +399,7 @@ def planned(plan: Callable[..., None]) -> Callable[..., Tensor]:
         padded to whole vectors.
     """
     row = OPERATORS[plan.__name__]
-    written = inspect.signature(row.check).parameters
-    defaults = {name: written[name].default for name in row.names}
-    defaults = {name: value for name, value in defaults.items() if value is not Parameter.empty}
+    defaults = defaults_of(row.reference)
 
     def make(call: dict[str, Any], given: list[Tensor], padded: bool) -> Program:
         size = row.check(**call)

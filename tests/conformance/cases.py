@@ -144,7 +144,9 @@ def asymmetric_conv(
     )
 
 
-def dapf(
+def branches(
+    operator: str,
+    kernels: Sequence[Pair],
     batch: int = 1,
     channels: int = 6,
     width: int = 3,
@@ -152,14 +154,16 @@ def dapf(
     size: Pair = (5, 7),
     dilations: Sequence[int] = (1, 2),
 ) -> Call:
+    """Of dapf or aspp, with the kernels of each dilation; a 1x3 reads the 3x1 before it."""
     source = Source()
-    weights = [source.weight(width, channels)]
-    for _ in dilations:
-        weights.append(source.weight(width, channels, (3, 1)))
-        weights.append(source.weight(width, width, (1, 3)))
-    weights.append(source.weight(out_channels, width * (1 + len(dilations))))
+    each = [(1, 1), *(kernel for _ in dilations for kernel in kernels)]
+    joined = 1 + len(dilations)
+    if operator == "aspp":
+        each, joined = [*each, (1, 1)], joined + 1
+    weights = [source.weight(width, width if k == (1, 3) else channels, k) for k in each]
+    weights.append(source.weight(out_channels, width * joined))
     return Call(
-        "dapf",
+        operator,
         {
             "input": source.image(batch, channels, size),
             "weights": weights,
@@ -169,30 +173,12 @@ def dapf(
     )
 
 
-def aspp(
-    batch: int = 1,
-    channels: int = 6,
-    width: int = 3,
-    out_channels: int = 5,
-    size: Pair = (5, 7),
-    dilations: Sequence[int] = (1, 2),
-) -> Call:
-    source = Source()
-    weights = [
-        source.weight(width, channels),
-        *(source.weight(width, channels, (3, 3)) for _ in dilations),
-        source.weight(width, channels),
-        source.weight(out_channels, width * (2 + len(dilations))),
-    ]
-    return Call(
-        "aspp",
-        {
-            "input": source.image(batch, channels, size),
-            "weights": weights,
-            "biases": [source.vector(weight.shape[0]) for weight in weights],
-            "dilations": dilations,
-        },
-    )
+def dapf(*sizes: Any, **settings: Any) -> Call:
+    return branches("dapf", [(3, 1), (1, 3)], *sizes, **settings)
+
+
+def aspp(*sizes: Any, **settings: Any) -> Call:
+    return branches("aspp", [(3, 3)], *sizes, **settings)
 
 
 def hardblock(
@@ -279,36 +265,15 @@ def upsample(
     return Call("upsample", {"input": image, "size": size, "align_corners": align_corners})
 
 
-def upsample_argmax(
-    batch: int = 1,
-    channels: int = 19,
-    low_size: Pair = (3, 4),
-    size: Pair = (5, 7),
-    align_corners: bool = True,
-) -> Call:
-    image = Source().image(batch, channels, low_size)
-    return Call("upsample_argmax", {"input": image, "size": size, "align_corners": align_corners})
+def upsample_argmax(batch: int = 1, channels: int = 19, *sizes: Any, **settings: Any) -> Call:
+    return Call("upsample_argmax", upsample(batch, channels, *sizes, **settings).arguments)
 
 
 def upsample_confidence(
-    batch: int = 1,
-    channels: int = 19,
-    low_size: Pair = (3, 4),
-    size: Pair = (5, 7),
-    align_corners: bool = True,
-    measure: str = "margin",
-    temperature: float = 1.0,
+    *sizes: Any, measure: str = "margin", temperature: float = 1.0, **settings: Any
 ) -> Call:
-    return Call(
-        "upsample_confidence",
-        {
-            "input": Source().image(batch, channels, low_size),
-            "size": size,
-            "measure": measure,
-            "temperature": temperature,
-            "align_corners": align_corners,
-        },
-    )
+    given = {"measure": measure, "temperature": temperature}
+    return Call("upsample_confidence", upsample_argmax(*sizes, **settings).arguments | given)
 
 
 def max_pool(

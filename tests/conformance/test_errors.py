@@ -133,6 +133,10 @@ def without(ways: dict[str, Spoil], *names: str) -> dict[str, Spoil]:
 
 # A tensor by itself has nothing to disagree with.
 ALONE = {why: SPOILED_IMAGE[why] for why in ("integers", "rank")}
+NO_PIXELS: dict[str, Spoil] = {
+    "empty height": lambda x: x[:, :, :0],
+    "empty width": lambda x: x[..., :0],
+}
 WIDER: dict[str, Spoil] = {"more output channels": lambda x: torch.cat([x, x])}
 NOT_POSITIVE = {"zero": (0, 0), "vertical zero": (0, 1), "horizontal negative": (1, -1)}
 NOT_PAIRS = {"empty list": (), "three values": (1, 1, 1)}
@@ -257,11 +261,10 @@ def mda_refusals() -> list[Refusal]:
 def upsample_conv1x1_refusals() -> list[Refusal]:
     base = upsample_conv1x1(low=(3, 2), skip=(2, 1), activation="prelu")
     plain = upsample_conv1x1()
-    of_low = {"empty height": lambda x: x[:, :, :0], "empty width": lambda x: x[..., :0]}
     return [
         *spoiled(base, "low", SPOILED_IMAGE, 1),
         *spoiled(base, "skip", SPOILED_IMAGE, 1),
-        *spoiled(plain, "low", {**ALONE, **of_low}, 0),
+        *spoiled(plain, "low", {**ALONE, **NO_PIXELS}, 0),
         *spoiled(plain, "skip", without(SPOILED_IMAGE, "height", "width"), 0),
         *given(plain, "low", {"empty list": []}),
         *given(plain, "skip", {"empty list": []}),
@@ -276,10 +279,9 @@ def upsample_conv1x1_refusals() -> list[Refusal]:
 
 def max_pool_refusals() -> list[Refusal]:
     base = max_pool()
-    no_pixels = {"empty height": lambda x: x[:, :, :0], "empty width": lambda x: x[..., :0]}
     paddings = {"negative": (-1, 1), "more than half": (1, 2), **NOT_PAIRS}
     return [
-        *spoiled(base, "input", {**ALONE, **no_pixels}),
+        *spoiled(base, "input", {**ALONE, **NO_PIXELS}),
         *given(base, "kernel", {**NOT_POSITIVE, **NOT_PAIRS, "too large": (3, 11)}),
         *given(base, "stride", {**NOT_POSITIVE, **NOT_PAIRS}),
         *given(base, "padding", paddings),
@@ -287,7 +289,6 @@ def max_pool_refusals() -> list[Refusal]:
 
 
 def upsample_refusals(base: Call) -> list[Refusal]:
-    no_pixels = {"empty height": lambda x: x[:, :, :0], "empty width": lambda x: x[..., :0]}
     sizes = {
         "zero height": (0, 3),
         "negative width": (3, -1),
@@ -295,7 +296,7 @@ def upsample_refusals(base: Call) -> list[Refusal]:
         "three": (3, 3, 3),
     }
     return [
-        *spoiled(base, "input", {**ALONE, **no_pixels}),
+        *spoiled(base, "input", {**ALONE, **NO_PIXELS}),
         *given(base, "size", {**sizes, "empty list": ()}),
     ]
 

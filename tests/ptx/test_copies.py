@@ -1,4 +1,4 @@
-"""Copies on their way: cp.async, bulk copies, tiles of tensors, and barriers that count them."""
+"""Copies on their way: cp.async, tiles of tensors, and barriers that count them."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ cp.async.cg.shared.global [%r1], [%rd11], 16, %r4; cp.async.commit_group; cp.asy
     np.testing.assert_array_equal(out.view(np.uint8).reshape(32, 16), expected)
 
 
-@pytest.mark.parametrize("wait", ["cp.async.wait_group 1;", "cp.async.wait_all;"])
-def test_groups_are_waited_for_in_order(wait: str) -> None:
+@pytest.mark.parametrize("pending", [1, 0])
+def test_groups_are_waited_for_in_order(pending: int) -> None:
     """Of two groups the first, or both; what has not arrived is NaN."""
     out, values = arrays()
     body = f"""{PLACES}
 cp.async.ca.shared.global [%r1], [%rd11], 8; cp.async.commit_group;
-cp.async.ca.shared.global [%r1+8], [%rd11+8], 8; cp.async.commit_group; {wait}
-{BACK}"""
+cp.async.ca.shared.global [%r1+8], [%rd11+8], 8; cp.async.commit_group;
+cp.async.wait_group {pending}; {BACK}"""
     kernels.run(body, out, values, outside=TILE)
     made, given = out.reshape(32, 4), values.reshape(32, 4)
     np.testing.assert_array_equal(made[:, :2], given[:, :2])
-    if "wait_all" in wait:
+    if pending == 0:
         np.testing.assert_array_equal(made, given)
     else:
         assert (made[:, 2:] == 0xFFFFFFFF).all()
@@ -71,7 +71,8 @@ def test_wrong_copies(text: str, message: str) -> None:
 
 def test_a_copy_that_another_warp_reads_needs_a_barrier() -> None:
     body = f"""{PLACES} st.shared.v4.b32 [%r1], {{{{0, 0, 0, 0}}}}; bar.sync 0;
-cp.async.cg.shared.global [%r1], [%rd11], 16; cp.async.wait_all; {{order}}
+cp.async.cg.shared.global [%r1], [%rd11], 16; cp.async.commit_group;
+cp.async.wait_group 0; {{order}}
 xor.b32 %r4, %r0, 32; mad.lo.u32 %r1, %r4, 16, %r2; {BACK.replace("{", "{{").replace("}", "}}")}"""
     out, values = arrays(256)
     with executor.settings(races=True):
@@ -84,53 +85,6 @@ xor.b32 %r4, %r0, 32; mad.lo.u32 %r1, %r4, 16, %r2; {BACK.replace("{", "{{").rep
 INIT = """setp.eq.u32 %p1, %r0, 0; @%p1 mbarrier.init.shared::cta.b64 [%r3], 1; bar.sync 0;
 @!%p1 bra WAIT;"""
 WAIT = """WAIT: mbarrier.try_wait.parity.shared::cta.b64 %p2, [%r3], 0; @!%p2 bra WAIT;"""
-
-
-@pytest.mark.parametrize("arrival", executor.ARRIVALS)
-def test_bulk_copies(arrival: str) -> None:
-    out, values = arrays(256)
-    body = f"""{PLACES} {INIT}
-mbarrier.arrive.expect_tx.shared::cta.b64 %rd20, [%r3], 1024;
-mov.u32 %r5, 1024;
-cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r2], [%rd2], %r5, [%r3];
-{WAIT} {BACK}"""
-    with executor.settings(arrival=arrival, races=True, seed=arrival == "random"):
-        kernels.run(body, out, values, outside=TILE, block=(64,))
-    np.testing.assert_array_equal(out, values)
-
-
-def test_a_phase_that_never_completes_is_a_deadlock() -> None:
-    out, values = arrays(256)
-    body = f"""{PLACES} {INIT}
-mbarrier.arrive.expect_tx.shared::cta.b64 %rd20, [%r3], 1040;
-cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r2], [%rd2], 1024, [%r3];
-{WAIT} {BACK}"""
-    with pytest.raises(executor.Fault, match="deadlock; the warps: polling polling"):
-        kernels.run(body, out, values, outside=TILE, block=(64,))
-
-
-def test_reading_before_the_wait_is_seen() -> None:
-    out, values = arrays(256)
-    body = f"""{PLACES} {INIT}
-mbarrier.arrive.expect_tx.shared::cta.b64 %rd20, [%r3], 1024;
-cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r2], [%rd2], 1024, [%r3];
-WAIT: bar.sync 0; {BACK}"""
-    kernels.run(body, out, values, outside=TILE, block=(64,))
-    assert (out == 0xFFFFFFFF).all(), "late"
-    with executor.settings(races=True), pytest.raises(executor.Fault, match="a copy on its way"):
-        kernels.run(body, out, values, outside=TILE, block=(64,))
-
-
-def test_bulk_copies_to_global_memory() -> None:
-    out, values = arrays(128)
-    body = f"""{PLACES} ld.global.v4.b32 {{%r20, %r21, %r22, %r23}}, [%rd11];
-st.shared.v4.b32 [%r1], {{%r20, %r21, %r22, %r23}}; fence.proxy.async.shared::cta; bar.sync 0;
-setp.ne.u32 %p1, %r0, 0; @%p1 bra END;
-cp.async.bulk.global.shared::cta.bulk_group [%rd1], [%r2], 512;
-cp.async.bulk.commit_group; cp.async.bulk.wait_group 0;
-END: mov.u32 %r0, 0;"""
-    kernels.run(body, out, values, outside=TILE)
-    np.testing.assert_array_equal(out, values)
 
 
 # ---- tiles
@@ -165,9 +119,38 @@ def tensor_map(
     return map_
 
 
+COPY = """mov.u32 %r10, 0;
+cp.async.bulk.tensor.1d.shared::cluster.global.tile.mbarrier::complete_tx::bytes
+ [%r2], [%rd2, {%r10}], [%r3];"""
+
+
+def test_a_phase_that_never_completes_is_a_deadlock() -> None:
+    out, values = arrays(256)
+    body = f"""{PLACES} {INIT}
+mbarrier.arrive.expect_tx.shared::cta.b64 %rd20, [%r3], 1040; {COPY} {WAIT} {BACK}"""
+    with (
+        executor.watched(values),
+        pytest.raises(executor.Fault, match="deadlock; the warps: polling polling"),
+    ):
+        kernels.run(body, out, tensor_map(values, (256,), 0), outside=TILE, block=(64,))
+
+
+def test_reading_before_the_wait_is_seen() -> None:
+    out, values = arrays(256)
+    body = f"""{PLACES} {INIT}
+mbarrier.arrive.expect_tx.shared::cta.b64 %rd20, [%r3], 1024; {COPY} WAIT: bar.sync 0; {BACK}"""
+    with executor.watched(values):
+        map_ = tensor_map(values, (256,), 0)
+        kernels.run(body, out, map_, outside=TILE, block=(64,))
+        assert (out == 0xFFFFFFFF).all(), "late"
+        with executor.settings(races=True), pytest.raises(executor.Fault, match="on its way"):
+            kernels.run(body, out, map_, outside=TILE, block=(64,))
+
+
+@pytest.mark.parametrize("arrival", executor.ARRIVALS)
 @pytest.mark.parametrize("swizzle", [0, 32, 64, 128])
 @pytest.mark.parametrize("corner", [(0, 0, 0), (16, 3, 1), (-8, -2, 0), (40, 6, 1)])
-def test_tiles_of_tensors(corner: tuple[int, int, int], swizzle: int) -> None:
+def test_tiles_of_tensors(corner: tuple[int, int, int], swizzle: int, arrival: str) -> None:
     """A box of an image (y, x, c), with zeros beyond its borders."""
     values = RANDOM.integers(1, 2**16, (2, 9, 48), dtype=np.uint16)
     box = (swizzle // 2 or 16, 4, 2)
@@ -181,7 +164,8 @@ mov.u32 %r10, {x}; mov.u32 %r11, {y}; mov.u32 %r12, {z};
 cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes
  [%r2], [%rd2, {{%r10, %r11, %r12}}], [%r3];
 {WAIT} setp.ge.u32 %p3, %r0, {count // 8}; @%p3 bra END; {BACK} END: mov.u32 %r0, 0;"""
-    with executor.watched(values):
+    how = executor.settings(arrival=arrival, races=True, seed=arrival == "random")
+    with executor.watched(values), how:
         kernels.run(body, out, map_, outside=TILE, block=(128,))
     expected: np.ndarray = np.zeros(box[::-1], np.uint16)
     for index in np.ndindex(expected.shape):

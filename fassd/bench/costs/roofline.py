@@ -18,17 +18,6 @@ from torch import Tensor
 from fassd.models.clock import sample
 from fassd_kernels.tuning.calls import OperatorCall
 
-__all__ = [
-    "CallConvolution",
-    "CallWork",
-    "Machine",
-    "RooflineTime",
-    "convolutions",
-    "measure_machine",
-    "predict",
-    "work_of",
-]
-
 WINOGRAD_SAVING = 144 / 36  # F(4x4, 3x3): 36 products for sixteen outputs of nine taps
 """Ratio of the multiply-accumulates of the sum to those of the CPU kernels' Winograd form."""
 

@@ -13,8 +13,6 @@ from fassd.bench.report.page import Page, to_html, to_markdown
 from fassd.bench.report.results import Collection
 from fassd.io.files import replacing
 
-__all__ = ["build_page", "committed_results", "write_report"]
-
 
 def committed_results() -> Path | None:
     """The results in the project's checkout; None for an installed package."""

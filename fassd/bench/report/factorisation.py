@@ -22,8 +22,6 @@ from fassd.models.dapf import DILATIONS
 from fassd.models.device import torch_threads
 from fassd.models.layers import BNPReLU, ConvBNPReLU, init_weights
 
-__all__ = ["ALPHAS", "SquareDAPF", "SquareMDA", "run_factorisation"]
-
 ALPHAS = (1, 2, 4, 6, 8)
 CONTEXT_CHANNELS, CONTEXT_REDUCTION = 224, 32
 MDAS = ((192, 8, 16), (119, 4, 8), (63, 2, 4))

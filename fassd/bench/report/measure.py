@@ -19,8 +19,6 @@ from fassd.io.files import replacing
 from fassd.models import list_models
 from fassd.models.zoo import default_weights
 
-__all__ = ["measure", "parts"]
-
 QUICK_PEERS = (REFERENCE, "channels_last", OURS)
 SIZES = ((256, 512), (512, 1024), (1024, 2048))
 MIDDLE_SIZE = (512, 1024)

@@ -20,8 +20,6 @@ from fassd.bench.markdown import markdown_table
 from fassd.bench.report.charts import png
 from fassd.bench.report.results import Figure
 
-__all__ = ["Block", "Cell", "Page", "Picture", "Plot", "Section", "Table", "to_html", "to_markdown"]
-
 INK_MARK, PAPER_MARK = "#010203", "#fdfcfb"
 """Colours that figures do not use otherwise; in the page they become its own ink and paper."""
 

@@ -11,8 +11,6 @@ from fassd.bench.candidates import OURS, REFERENCE
 from fassd.io.untrusted import read_json
 from fassd.models import VARIANTS
 
-__all__ = ["KINDS", "Collection", "Figure", "JobKey", "ResultsFile", "collect", "origin"]
-
 KINDS = {
     "comparisons": "fassd bench peers",
     "layers": "fassd bench layers",

@@ -1,5 +1,5 @@
 // Loads, stores and atomics. (PTX ISA, "Data Movement and Conversion Instructions: ld, st, cvta",
-// "Parallel Synchronization and Communication Instructions: atom, red".)
+// "Parallel Synchronization and Communication Instructions: atom".)
 
 #include "memory.h"
 #include "translate.h"
@@ -46,47 +46,14 @@ Handler pick_access(Instruction& i) {
   });
 }
 
-constexpr const char* kOperations = FASSD_PTX_OPERATIONS "|exch|cas|inc|dec S T H";
-enum { kExchange = 6, kCompareAndSwap, kIncrement, kDecrement };
-
-template <typename T>
 void atomic(Warp& warp, const Instruction& i, uint32_t mask) {
-  access(warp, i, mask, sizeof(T), Use::atomic, [&](int lane, uint8_t* at) {
-    const T x = warp.lanes<T>(i.from[0])[lane];
-    T old, made;
+  access(warp, i, mask, 4, Use::atomic, [&](int lane, uint8_t* at) {
+    const uint32_t x = warp.lanes<uint32_t>(i.from[0])[lane];
+    uint32_t old;
     std::memcpy(&old, at, sizeof old);
-    switch (i.choices[0]) {
-      case kExchange:
-        made = x;
-        break;
-      case kCompareAndSwap:
-        made = old == x ? warp.lanes<T>(i.from[1])[lane] : old;
-        break;
-      case kIncrement:
-        made = old >= x ? T(0) : T(old + 1);
-        break;
-      case kDecrement:
-        made = old == 0 || old > x ? x : T(old - 1);
-        break;
-      default:
-        made = combined(i.choices[0], old, x);
-    }
+    const uint32_t made = i.choices[0] == 0 ? old + x : x;
     std::memcpy(at, &made, sizeof made);
-    if (i.outputs) {
-      warp.lanes<T>(i.to[0])[lane] = old;
-    }
-  });
-}
-
-Handler pick_atomic(Instruction& i) {
-  fault_if((i.choices[0] == kCompareAndSwap) != (i.inputs == 2), i.inputs, " values");
-  return with_type(i.type, [&]<typename T>(T) -> Handler {
-    if constexpr ((std::is_integral_v<T> || std::is_floating_point_v<T>) && sizeof(T) >= 4) {
-      if (std::is_integral_v<T> || i.choices[0] == 0) {
-        return atomic<T>;
-      }
-    }
-    throw Fault("this atomic operation is not supported");
+    warp.lanes<uint32_t>(i.to[0])[lane] = old;
   });
 }
 
@@ -105,25 +72,14 @@ void convert_address(Warp& warp, const Instruction& i, uint32_t mask) {
 
 const bool kAdded = add_forms({
     {"ld", "[v2|v4|v8] S T H", "=r* m", pick_access<true>},
-    {"ldu", "[v2|v4] S T H", "=r* m", pick_access<true>},
     {"st", "[v2|v4|v8] S T H", "m r*", pick_access<false>},
-    {"atom", kOperations, "=t m t t?", pick_atomic},
-    {"red", kOperations, "m t", pick_atomic},
+    {"atom", "add|exch S u32|b32 H", "=4 m 4", atomic},
     {"cvta", "to S u64", "=8 8", convert_address<true>},
     {"cvta", "S u64", "=8 8", convert_address<false>},
     // Hints, and fences: nothing here waits in a cache.
-    {"createpolicy", "*", "=8 *",
-     [](Warp& warp, const Instruction& i, uint32_t mask) {
-       each(mask, [&](int lane) { warp.lanes<uint64_t>(i.to[0])[lane] = 0; });
-     }},
     {"membar", "*", "*", nothing},
     {"fence", "*", "*", nothing},
     {"prefetch", "*", "*", nothing},
-    {"prefetchu", "*", "*", nothing},
-    {"discard", "*", "*", nothing},
-    {"applypriority", "*", "*", nothing},
-    {"nanosleep", "*", "*", nothing},
-    {"setmaxnreg", "*", "*", nothing},
 });
 
 }  // namespace

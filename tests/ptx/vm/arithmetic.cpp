@@ -134,12 +134,9 @@ Handler shift(Instruction& i) {
   });
 }
 
-// The upper half of {b, a} shifted left, or the lower half of it shifted right.
-template <bool right, bool clamp>
+// The lower half of {b, a} shifted right.
 uint32_t funnel_shifted(uint32_t low, uint32_t high, uint32_t by) {
-  const uint64_t both = uint64_t(high) << 32 | low;
-  const uint32_t n = clamp ? std::min(by, 32u) : by & 31;
-  return uint32_t(right ? both >> n : (both << n) >> 32);
+  return uint32_t((uint64_t(high) << 32 | low) >> (by & 31));
 }
 
 // Any function of three bits, by its table.
@@ -178,23 +175,8 @@ T extracted(T value, uint32_t position, uint32_t length) {
   return count == 0 ? T(0) : T(Wide(moved << (64 - count)) >> (64 - count));
 }
 
-// A number of 32 bits that says something of the bits of 32 or 64.
-template <auto F>
-Handler of_bits(Instruction& i) {
-  return i.from_bytes == 8 ? lanes<F, uint32_t, uint64_t> : lanes<F, uint32_t, uint32_t>;
-}
-constexpr auto kLeadingZeros = []<typename T>(T x) { return uint32_t(std::countl_zero(x)); };
-constexpr auto kHighestBit = []<typename T>(T x) {
-  return uint32_t(8 * sizeof(T) - 1 - std::countl_zero(x));
-};
-constexpr auto kOnes = [](auto x) { return uint32_t(std::popcount(x)); };
-
-uint32_t reversed(uint32_t x) {
-  uint32_t result = 0;
-  for (int k = 0; k < 32; ++k) {
-    result |= (x >> k & 1) << (31 - k);
-  }
-  return result;
+uint32_t leading_zeros(uint32_t x) {
+  return uint32_t(std::countl_zero(x));
 }
 
 template <auto F>
@@ -206,44 +188,33 @@ void predicates(Warp& warp, const Instruction& i, uint32_t mask) {
   }
 }
 
-// Ordered comparisons of a NaN are false, unordered ones (equ, ...) true; lo, ls, hi and hs are
-// lt, le, gt and ge of unsigned numbers. Subnormal numbers are compared as they are, .ftz or not:
-// no kernel here asks otherwise.
-constexpr const char* kComparisons =
-    "[and|or|xor] eq|ne|lt|le|gt|ge|lo|ls|hi|hs|equ|neu|ltu|leu|gtu|geu|num|nan (ftz) T";
+// Ordered comparisons of a NaN are false, unordered ones (equ, ...) true. Subnormal numbers are
+// compared as they are, .ftz or not: no kernel here asks otherwise.
+constexpr const char* kComparisons = "eq|ne|lt|le|gt|ge|equ|neu|ltu|leu|gtu|geu|num|nan (ftz) T";
 // Those for which each of these holds, by bit: less, equal, greater, unordered.
-constexpr uint32_t kOutcomes[] = {2, 5, 1, 3, 4, 6, 1, 3, 4, 6, 10, 13, 9, 11, 12, 14, 7, 8};
+constexpr uint32_t kOutcomes[] = {2, 5, 1, 3, 4, 6, 10, 13, 9, 11, 12, 14, 7, 8};
 
-// setp.lt.and.s32 p|q, a, b, !c: p is (a < b) and c, q is (not a < b) and c. `number` makes of the
-// bits what is compared.
+// `number` makes of the bits what is compared.
 constexpr auto kAsItIs = [](auto x) { return x; };
 template <typename T, auto number = kAsItIs>
 void compare(Warp& warp, const Instruction& i, uint32_t mask) {
   const T *a = warp.lanes<T>(i.from[0]), *b = warp.lanes<T>(i.from[1]);
-  const uint32_t outcomes = kOutcomes[i.choices[1]];
+  const uint32_t outcomes = kOutcomes[i.choices[0]];
   uint32_t is = 0;
   each(mask, [&](int lane) {
     const auto x = number(a[lane]), y = number(b[lane]);
     const uint32_t outcome = x < y ? 1 : x == y ? 2 : x > y ? 4 : 8;
     is |= uint32_t((outcomes & outcome) != 0) << lane;
   });
-  const auto combined = [&](uint32_t x) {
-    const uint32_t c = i.choices[0] ? warp.predicate(i, 2) : 0;
-    return i.choices[0] == 0 ? x : i.choices[0] == 1 ? x & c : i.choices[0] == 2 ? x | c : x ^ c;
-  };
-  warp.set_predicate(i.to[0], combined(is), mask);
-  if (i.outputs > 1) {
-    warp.set_predicate(i.to[1], combined(~is), mask);
-  }
+  warp.set_predicate(i.to[0], is, mask);
 }
 Handler pick_comparison(Instruction& i) {
-  fault_if((i.choices[0] != 0) != (i.inputs > 2), "a predicate is missing, or what to do with it");
   if (i.type == Type::bf16) {
     return compare<uint16_t, bfloat16_to_float>;
   }
   return with_type(i.type, [&]<typename T>(T) -> Handler {
     if constexpr (requires(T x) { x < x; }) {
-      if (i.choices[1] < 10 || !std::is_integral_v<T>) {
+      if (i.choices[0] < 6 || !std::is_integral_v<T>) {
         return compare<T>;
       }
     }
@@ -313,8 +284,6 @@ const bool kAdded = add_forms({
     {"mul", kFloats, "=t t t", floats<std::multiplies<>{}>},
     {"mad", "lo I", "=t t t t", integers<kPlus<kLow>>},
     {"mad", "hi I", "=t t t t", integers<kPlus<kHigh>>},
-    {"mad", "wide u16", "=4 2 2 4", kWidePlus<uint32_t, uint16_t>},
-    {"mad", "wide s16", "=4 2 2 4", kWidePlus<int32_t, int16_t>},
     {"mad", "wide u32", "=8 4 4 8", kWidePlus<uint64_t, uint32_t>},
     {"mad", "wide s32", "=8 4 4 8", kWidePlus<int64_t, int32_t>},
     {"mad", kFloats, "=t t t t", floats<kFused>},
@@ -341,10 +310,7 @@ const bool kAdded = add_forms({
     {"lg2", kFloats, "=t t", floats<[](auto x) { return std::log2(x); }>},
     {"shl", "I", "=t t 4", shift<true>},
     {"shr", "I", "=t t 4", shift<false>},
-    {"shf", "l wrap b32", "=4 4 4 4", lanes<funnel_shifted<false, false>, U, U, U, U>},
-    {"shf", "l clamp b32", "=4 4 4 4", lanes<funnel_shifted<false, true>, U, U, U, U>},
-    {"shf", "r wrap b32", "=4 4 4 4", lanes<funnel_shifted<true, false>, U, U, U, U>},
-    {"shf", "r clamp b32", "=4 4 4 4", lanes<funnel_shifted<true, true>, U, U, U, U>},
+    {"shf", "r wrap b32", "=4 4 4 4", lanes<funnel_shifted, U, U, U, U>},
     {"and", "pred", "=p p p", predicates<std::bit_and<>{}>},
     {"and", "I", "=t t t", integers<std::bit_and<>{}>},
     {"or", "pred", "=p p p", predicates<std::bit_or<>{}>},
@@ -358,11 +324,8 @@ const bool kAdded = add_forms({
     {"bfi", "b32", "=4 4 4 4 4", lanes<with_bits, U, U, U, U, U>},
     {"bfe", "u32", "=4 4 4 4", lanes<extracted<U, uint64_t>, U, U, U, U>},
     {"bfe", "s32", "=4 4 4 4", lanes<extracted<int32_t, int64_t>, int32_t, int32_t, U, U>},
-    {"clz", "I", "=4 t", of_bits<kLeadingZeros>},
-    {"bfind", "I", "=4 t", of_bits<kHighestBit>},
-    {"popc", "I", "=4 t", of_bits<kOnes>},
-    {"brev", "b32", "=4 4", lanes<reversed, U, U>},
-    {"setp", kComparisons, "=p|p t t p?", pick_comparison},
+    {"clz", "b32", "=4 4", lanes<leading_zeros, U, U>},
+    {"setp", kComparisons, "=p t t", pick_comparison},
     {"set", "gt u32 f16x2", "=4 4 4", lanes<greater_halves<half_to_float>, U, U, U>},
     {"set", "gt u32 bf16x2", "=4 4 4", lanes<greater_halves<bfloat16_to_float>, U, U, U>},
     {"selp", "T", "=t t t p", pick_select},

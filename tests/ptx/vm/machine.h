@@ -86,7 +86,6 @@ enum class Flow : uint8_t {
   aligned,     // all lanes of the warp execute it together (.aligned)
   members,     // the lanes of a mask do, in the last source
   barrier,     // of the block: name, number of threads, and a predicate where there is a target
-  arrival,     // at a barrier, without waiting
   poll,        // may be tried in vain: others go on in between (mbarrier.try_wait)
   dependents,  // griddepcontrol.launch_dependents
   previous,    // griddepcontrol.wait
@@ -196,26 +195,23 @@ struct History {
   int32_t more = -1;  // index of readers of several warps, by warp
 };
 
-// Bytes that are on their way between shared and global memory.
+// Bytes that are on their way from global to shared memory.
 struct Piece {
   uint32_t shared = 0;
   uint8_t* global = nullptr;
   uint32_t bytes = 0, given = 0;  // beyond what is given come zeros
 };
-struct Copy {
-  const Instruction* instruction = nullptr;
-  int warp = 0, lane = 0;
-  uint32_t group = 0;  // of the lane's
-};
 // A cp.async of a lane.
-struct LaneCopy : Copy {
+struct LaneCopy {
+  const Instruction* instruction = nullptr;
+  int lane = 0;
+  uint32_t group = 0;  // of the lane's
   Piece piece;
 };
-// A bulk copy (cp.async.bulk, TMA), which belongs to no lane once it is issued.
-struct BulkCopy : Copy {
+// A tile (cp.async.bulk.tensor, TMA), which belongs to no lane once it is issued.
+struct BulkCopy {
   std::vector<Piece> pieces;
-  bool to_shared = true;
-  uint32_t barrier = 0;  // that counts its bytes, of copies to shared memory
+  uint32_t barrier = 0;  // that counts its bytes
   uint64_t bytes = 0;
 };
 
@@ -248,8 +244,8 @@ struct Warp {
 
   std::vector<LaneCopy> copies;
   std::vector<Product> products;
-  std::array<uint32_t, kLanes> committed = {}, bulk_committed = {};  // groups of copies
-  uint32_t products_committed = 0;                                   // groups of wgmma
+  std::array<uint32_t, kLanes> committed = {};  // groups of copies
+  uint32_t products_committed = 0;              // groups of wgmma
 
   const Instruction* vote = nullptr;  // the barrier.red that it waits at
   uint32_t vote_mask = 0;
@@ -271,8 +267,8 @@ struct Warp {
 };
 
 struct Barrier {
-  uint32_t arrived = 0, expected = 0, ones = 0;
-  bool all = true, any = false;
+  uint32_t arrived = 0, expected = 0;
+  bool any = false;
   Clocks clocks;
 };
 

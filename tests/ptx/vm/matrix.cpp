@@ -120,12 +120,8 @@ const bool kAdded = add_forms({
      multiply<16, Type::bf16>, kAligned},
     {"mma", "sync aligned m16n8k8 row col f32 f16 f16 f32", "=4*4 4*2 4*1 4*4",
      multiply<8, Type::f16>, kAligned},
-    {"mma", "sync aligned m16n8k8 row col f32 bf16 bf16 f32", "=4*4 4*2 4*1 4*4",
-     multiply<8, Type::bf16>, kAligned},
     {"mma", "sync aligned m16n8k8 row col f32 tf32 tf32 f32", "=4*4 4*4 4*2 4*4",
      multiply<8, Type::tf32>, kAligned},
-    {"mma", "sync aligned m16n8k4 row col f32 tf32 tf32 f32", "=4*4 4*2 4*1 4*4",
-     multiply<4, Type::tf32>, kAligned},
 });
 
 // ---- wgmma

@@ -220,14 +220,11 @@ void note_shared(Warp& warp, const Instruction& i, int lane, uint32_t address, u
   }
 }
 
-void note_copy(Warp& warp, const Instruction& i, int lane, uint32_t address, uint32_t bytes,
-               Use use) {
+void note_copy(Warp& warp, const Instruction& i, int lane, uint32_t address, uint32_t bytes) {
   Block& block = *warp.block;
-  if (use == Use::write) {
-    std::memset(block.written.data() + address, 1, bytes);
-  }
+  std::memset(block.written.data() + address, 1, bytes);
   if (settings.races) {
-    note(warp, i, lane, address, bytes, use,
+    note(warp, i, lane, address, bytes, Use::write,
          {int16_t(block.warps.size()), 0, false, block.copies_clock, 0});
   }
 }

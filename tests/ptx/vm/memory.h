@@ -42,9 +42,8 @@ uint8_t* shared_range(Warp& warp, const Instruction& i, int lane, uint64_t addre
 // Tell the race detector of an access to shared memory, and remember what was written.
 void note_shared(Warp& warp, const Instruction& i, int lane, uint32_t address, uint32_t bytes,
                  Use use, const uint8_t* value = nullptr);
-// The same by a copy on its way, whose time is the block's `copies_clock`.
-void note_copy(Warp& warp, const Instruction& i, int lane, uint32_t address, uint32_t bytes,
-               Use use);
+// The same of what a copy on its way writes, whose time is the block's `copies_clock`.
+void note_copy(Warp& warp, const Instruction& i, int lane, uint32_t address, uint32_t bytes);
 
 // Passes over the banks of shared memory of the lanes' accesses of `bytes` each.
 void count_passes(Warp& warp, const Instruction& i, uint32_t mask, uint32_t bytes);

@@ -120,22 +120,4 @@ inline float flushed(float value) {
   return std::fpclassify(value) == FP_SUBNORMAL ? std::copysign(0.0f, value) : value;
 }
 
-// What atom, red and redux have in common.
-#define FASSD_PTX_OPERATIONS "add|min|max|and|or|xor"
-template <typename T>
-T combined(int operation, T x, T y) {
-  switch (operation) {
-    case 0:
-      return T(x + y);
-    case 1:
-      return std::min(x, y);
-    case 2:
-      return std::max(x, y);
-  }
-  if constexpr (std::is_integral_v<T>) {
-    return T(operation == 3 ? x & y : operation == 4 ? x | y : x ^ y);
-  }
-  throw Fault("this operation is not supported for floating point");
-}
-
 }  // namespace ptx

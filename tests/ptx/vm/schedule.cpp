@@ -59,12 +59,8 @@ void release_barrier(Block& block, int name) {
     warp.barrier = -1;
     ++warp.step;
     join(warp.clocks, barrier.clocks);
-    if (warp.vote && warp.vote->to_bytes) {  // bar.red.popc
-      each(warp.vote_mask,
-           [&](int lane) { warp.lanes<uint32_t>(warp.vote->to[0])[lane] = barrier.ones; });
-    } else if (warp.vote) {
-      const bool result = warp.vote->choices[0] == 0 ? barrier.all : barrier.any;
-      warp.set_predicate(warp.vote->to[0], result ? kAllLanes : 0, warp.vote_mask);
+    if (warp.vote) {
+      warp.set_predicate(warp.vote->to[0], barrier.any ? kAllLanes : 0, warp.vote_mask);
     }
   }
   barrier = Barrier();
@@ -87,12 +83,9 @@ bool arrive_at_barrier(Warp& warp, const Instruction& i, uint32_t mask) {
   warp.vote = i.outputs ? &i : nullptr;
   warp.vote_mask = mask;
   if (warp.vote) {
-    const uint32_t ones = warp.predicate(i, numbers) & mask;
-    barrier.ones += uint32_t(__builtin_popcount(ones));
-    barrier.all &= ones == mask;
-    barrier.any |= ones != 0;
+    barrier.any |= (warp.predicate(i, numbers) & mask) != 0;
   }
-  warp.barrier = i.flow == Flow::arrival ? -1 : int(name);
+  warp.barrier = int(name);
   release_barrier(*warp.block, int(name));
   return warp.barrier >= 0;
 }
@@ -206,7 +199,6 @@ class WarpRunner {
       }
       case Flow::aligned:
       case Flow::barrier:
-      case Flow::arrival:
         if (mask != warp_.alive) {
           return left_at(at_, Next::regroup, true);
         }
