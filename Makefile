@@ -39,6 +39,8 @@ CXX_SOURCES := $(wildcard examples/cpp/*.cpp csrc/*.h csrc/*.cpp csrc/*/*.h csrc
 demo: $(VENV)/.installed
 	$(BIN)/fassd demo -o demo
 
+# pip would compile 20,000 Python files to bytecode, one after the other, most of them never imported.
+test: LATER := --no-compile
 test: $(VENV)/.developing
 	$(TWO) lint $(if $(ASAN),sanitizer)
 	$(PYTEST) $(CORES) --dist loadfile --no-loadscope-reorder --durations=20 \
@@ -185,7 +187,7 @@ gpu-carry: $(VENV)/.torch
 
 $(VENV)/.torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet -c constraints.txt torch
+	$(PIP) install --quiet $(LATER) -c constraints.txt torch
 	touch $@
 
 # Editable, so that in this folder Python sees one package, the sources as they stand with the
@@ -194,8 +196,10 @@ $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
 	$(PIP) install --quiet -c constraints.txt --editable .
 	touch $@
 
+# What is compiled is kept for the wheel of the tests.
+KEEPING := $(if $(filter default,$(origin CXX)),CXX="$(CURDIR)/tests/install/c++")
 $(VENV)/.developing: $(VENV)/.torch $(SOURCES)
-	$(PIP) install --quiet -c constraints.txt --editable '.[dev]'
+	$(KEEPING) $(PIP) install --quiet $(LATER) -c constraints.txt --editable '.[dev]'
 	touch $@ $(VENV)/.installed
 
 clean:
