@@ -39,7 +39,7 @@ CXX_SOURCES := $(wildcard examples/cpp/*.cpp csrc/*.h csrc/*.cpp csrc/*/*.h csrc
 demo: $(VENV)/.installed
 	$(BIN)/fassd demo -o demo
 
-# pip would compile 20,000 Python files to bytecode, one after the other, most of them never imported.
+# pip would compile 20,000 files to bytecode, one after the other, most of them never imported.
 test: LATER := --no-compile
 test: $(VENV)/.developing
 	$(TWO) lint $(if $(ASAN),sanitizer)
@@ -50,15 +50,15 @@ test: $(VENV)/.developing
 	$(if $(ASAN),,@echo "make sanitize was left out: $(CXX) has no libasan.so")
 	$(if $(NVCC),,@echo "make ptx was left out: nvcc is not on this machine")
 
-# Much of what follows is begun a dozen times, and its last test leaves all cores but one without
-# work: two targets at a time, each on half of the cores, keep them all busy.
+# pytest is begun a dozen times, and each last test would leave all cores but one without work: two
+# targets at a time, each on half of the cores, keep them all busy.
 TWO = $(MAKE) -j 2 $(if $(filter output-sync,$(.FEATURES)),-Oline)
 HALF := $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores > 3 ? cores / 2 : 0)))
 
 # `make test` runs every row of the conformance tables, and 40 drawn calls of each operator, on the
 # kernels that this CPU takes; one row in sixteen, and 10 calls, on all others, the reference among
-# them, which would take an hour. Called by hand, these targets run them all. How operators are registered is the same
-# whatever computes them: it is tested once, with the rows of the tables.
+# them, which would take an hour. Called by hand, these targets run them all. How operators are
+# registered is the same whatever computes them: it is tested once, with the rows of the tables.
 EVERY ?= 1
 CONFORMANCE := tests/conformance --ignore=tests/conformance/test_registration.py
 # Some tests take half a minute: dealt one by one, they leave no worker without work for long.
