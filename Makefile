@@ -61,6 +61,8 @@ HALF := $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores > 3 ? cores 
 # registered is the same whatever computes them: it is tested once, with the rows of the tables.
 EVERY ?= 1
 CONFORMANCE := tests/conformance --ignore=tests/conformance/test_registration.py
+# Gradients are PyTorch's of the reference, whichever kernels compute the results.
+RESULTS := --ignore=tests/conformance/test_gradients.py
 # Some tests take half a minute: dealt one by one, they leave no worker without work for long.
 DEALT = $(CORES) --maxschedchunk 1
 TRITON = OMP_NUM_THREADS=1 $(PYTEST) -q $(DEALT) --durations=5
@@ -77,7 +79,7 @@ SEED ?= $(shell date +%s)
 PTX := PYTHONPATH=tests:. $(BIN)/python -m ptx.build
 COUNTED := capability=90 multiprocessors=4
 RANDOM := capability=90 multiprocessors=2 arrival=random overlap=1 seed=$(SEED)
-EXECUTED = $(TRITON) $(CONFORMANCE) --ignore=tests/conformance/test_gradients.py
+EXECUTED = $(TRITON) $(CONFORMANCE) $(RESULTS)
 EXECUTED_CUDA = LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="$(1)" FASSD_KERNELS_DEPENDENT_LAUNCH=1 \
   $(EXECUTED) --backend cuda
 EXECUTED_TRITON = PTX_BACKEND=triton PTX_SETTINGS="$(RANDOM)" $(EXECUTED) --backend triton \
@@ -128,19 +130,18 @@ cuda-architectures: $(VENV)/.developing
 oldest-torch: $(VENV)/.developing
 	PYTHONPATH=tests:. $(BIN)/python -m install.oldest_torch
 
-# Gradients are PyTorch's of the reference, whichever kernels compute the results. Each worker has
-# a core; what several threads do has tests that ask for them.
-KERNELS = OMP_NUM_THREADS=1 $(PYTEST) -q $(DEALT) $(CONFORMANCE) --ignore=tests/conformance/test_gradients.py \
-  --backend cpu
+# Each worker has a core; what several threads do has tests that ask for them.
+KERNELS = OMP_NUM_THREADS=1 $(PYTEST) -q $(DEALT) $(CONFORMANCE) --backend cpu
 
 # The best instruction set is what `make test` has run on; these are the others, and the reference.
+TILES := -k "bfloat16 and not test_any"
 isa: $(VENV)/.developing
 	FASSD_KERNELS_CPU=portable $(KERNELS) --backend reference --every $(EVERY)
 	if grep -qw avx512f /proc/cpuinfo; then \
-	  FASSD_KERNELS_CPU=avx2 $(KERNELS) --every $(EVERY); fi
+	  FASSD_KERNELS_CPU=avx2 $(KERNELS) $(RESULTS) --every $(EVERY); fi
 	if grep -qw amx_bf16 /proc/cpuinfo; then \
-	  FASSD_KERNELS_CPU=avx512 $(KERNELS) --every $(EVERY) -k "bfloat16 and not test_any"; \
-	else FASSD_KERNELS_CPU=emulation $(KERNELS) --every $(EVERY) -k "bfloat16 and not test_any"; fi
+	  FASSD_KERNELS_CPU=avx512 $(KERNELS) $(RESULTS) --every $(EVERY) $(TILES); \
+	else FASSD_KERNELS_CPU=emulation $(KERNELS) $(RESULTS) --every $(EVERY) $(TILES); fi
 
 # A build of its own, found before the sources; the sanitizers' runtime has to be there first.
 SANITIZED := build/sanitize/lib
@@ -153,7 +154,7 @@ sanitize: sanitizer
 	LD_PRELOAD="$(ASAN) $(UBSAN)" \
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	  UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
-	  $(KERNELS) -o pythonpath="tests $(SANITIZED)" -p no:cacheprovider --capture=sys \
+	  $(KERNELS) $(RESULTS) -o pythonpath="tests $(SANITIZED)" -p no:cacheprovider --capture=sys \
 	  --every $(EVERY) --fuzz 2
 
 score: $(VENV)/.installed
