@@ -460,8 +460,7 @@ def test_exported(encoder: str, kind: str, tmp_path: Path) -> None:
 def test_pictures_of_any_size_exported(kind: str, tmp_path: Path) -> None:
     path = tmp_path / ("net.onnx" if kind == "onnx" else "net.pt2")
     options: dict[str, Any] = {"size": None, "preprocess": True, "output": "labels"}
-    # Of few layers: with free sizes, tracing takes the longer the more there are.
-    exporter = Exporter(Request("fassd_net@repvgg_a0", kind, num_classes=3, **options))
+    exporter = Exporter(Request(f"fassd_net@{SMALL}", kind, num_classes=3, **options))
     with staged(path) as unnamed:
         exporter.write(unnamed)
     exported = ExportedNetwork(path)
