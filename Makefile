@@ -28,36 +28,46 @@ export PYTHONDONTWRITEBYTECODE :=
 PYTEST := OMP_WAIT_POLICY=PASSIVE FASSD_KERNELS_REQUIRE=cpu $(BIN)/python -m pytest
 # A worker that crashes ends the run, which names the test: with another in its place the run would
 # wait for ever for the rest of that file.
-CORES := -n auto --max-worker-restart 0
+CORES = -n $(WORKERS) --max-worker-restart 0
+WORKERS ?= auto
 ASAN := $(filter /%,$(shell $(CXX) -print-file-name=libasan.so))
 NVCC := $(firstword $(wildcard $(shell command -v nvcc) /usr/local/cuda/bin/nvcc))
 UBSAN := $(filter /%,$(shell $(CXX) -print-file-name=libubsan.so))
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard build_backend/*.py csrc/* csrc/*/*)
 CXX_SOURCES := $(wildcard examples/cpp/*.cpp scripts/*/*.cpp csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test triton ptx ptx-count ptx-calibrate ptx-networks cuda-architectures oldest-torch isa sanitize score slow lint format hub-kernels gpu-report gpu-carry clean
+.PHONY: demo test triton ptx ptx-count ptx-calibrate ptx-networks cuda-architectures oldest-torch isa sanitize sanitizer score slow lint format gpu-report gpu-carry clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fassd demo -o demo
 
-test: lint
-	$(PYTEST) $(CORES) --dist loadfile --durations=20 --ignore=tests/triton_backend \
-	  --ignore=tests/ptx
-	$(MAKE) docs
-	$(MAKE) EVERY=16 $(if $(filter Linux,$(shell uname -s)),triton) $(if $(NVCC),ptx) isa \
-	  $(if $(ASAN),sanitize)
+# pip would compile 20,000 files to bytecode, one after the other, most of them never imported.
+test: LATER := --no-compile
+test: $(VENV)/.developing
+	$(TWO) lint $(if $(ASAN),sanitizer)
+	$(PYTEST) $(CORES) --dist loadfile --no-loadscope-reorder --durations=20 \
+	  --ignore=tests/triton_backend --ignore=tests/ptx tests/conformance tests --backend cpu
+	$(TWO) EVERY=16 WORKERS=$(HALF) $(if $(filter Linux,$(shell uname -s)),triton) \
+	  $(if $(NVCC),ptx) isa $(if $(ASAN),sanitize)
 	$(if $(ASAN),,@echo "make sanitize was left out: $(CXX) has no libasan.so")
 	$(if $(NVCC),,@echo "make ptx was left out: nvcc is not on this machine")
 
+# pytest is begun a dozen times, and each last test would leave all cores but one without work: two
+# targets at a time, each on half of the cores, keep them all busy.
+TWO = $(MAKE) -j 2 $(if $(filter output-sync,$(.FEATURES)),-Oline)
+HALF := $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores > 3 ? cores / 2 : 0)))
+
 # `make test` runs every row of the conformance tables, and 40 drawn calls of each operator, on the
-# kernels that this CPU takes; one row in sixteen, and 10 calls, on all others, which would take an
-# hour. Called by hand, these targets run them all. How operators are registered is the same
-# whatever computes them: it is tested once, with the rows of the tables.
+# kernels that this CPU takes; one row in sixteen, and 10 calls, on all others, the reference among
+# them, which would take an hour. Called by hand, these targets run them all. How operators are
+# registered is the same whatever computes them: it is tested once, with the rows of the tables.
 EVERY ?= 1
 CONFORMANCE := tests/conformance --ignore=tests/conformance/test_registration.py
+# Gradients are PyTorch's of the reference, whichever kernels compute the results.
+RESULTS := --ignore=tests/conformance/test_gradients.py
 # Some tests take half a minute: dealt one by one, they leave no worker without work for long.
-DEALT := $(CORES) --maxschedchunk 1
-TRITON := OMP_NUM_THREADS=1 $(PYTEST) -q $(DEALT) --durations=5
+DEALT = $(CORES) --maxschedchunk 1
+TRITON = OMP_NUM_THREADS=1 $(PYTEST) -q $(DEALT) --durations=5
 triton: $(VENV)/.developing
 	TRITON_INTERPRET=1 $(TRITON) tests/triton_backend $(CONFORMANCE) --backend triton \
 	  --every $(EVERY)
@@ -71,10 +81,10 @@ SEED ?= $(shell date +%s)
 PTX := PYTHONPATH=tests:. $(BIN)/python -m ptx.build
 COUNTED := capability=90 multiprocessors=4
 RANDOM := capability=90 multiprocessors=2 arrival=random overlap=1 seed=$(SEED)
-EXECUTED := $(TRITON) $(CONFORMANCE) --ignore=tests/conformance/test_gradients.py
+EXECUTED = $(TRITON) $(CONFORMANCE) $(RESULTS)
 EXECUTED_CUDA = LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="$(1)" FASSD_KERNELS_DEPENDENT_LAUNCH=1 \
   $(EXECUTED) --backend cuda
-EXECUTED_TRITON := PTX_BACKEND=triton PTX_SETTINGS="$(RANDOM)" $(EXECUTED) --backend triton \
+EXECUTED_TRITON = PTX_BACKEND=triton PTX_SETTINGS="$(RANDOM)" $(EXECUTED) --backend triton \
   --every $(if $(filter 1,$(EVERY)),1,80)
 ptx: $(VENV)/.developing
 	$(if $(filter 1,$(EVERY)),FASSD_TEST_PTX=all) $(TRITON) tests/ptx
@@ -122,35 +132,31 @@ cuda-architectures: $(VENV)/.developing
 oldest-torch: $(VENV)/.developing
 	PYTHONPATH=tests:. $(BIN)/python -m install.oldest_torch
 
-# One binary, installed beside the PyTorch that the make targets install and beside a later one with
-# CUDA. EVERY: one row in so many of the conformance tables.
-wheels: $(VENV)/.developing
-	PYTHONPATH=tests:. $(BIN)/python -m install.installed --every $(if $(filter 1,$(EVERY)),16,$(EVERY))
+# Each worker has a core; what several threads do has tests that ask for them.
+KERNELS = OMP_NUM_THREADS=1 $(PYTEST) -q $(DEALT) $(CONFORMANCE) --backend cpu
 
-# Gradients are PyTorch's of the reference, whichever kernels compute the results. Each worker has
-# a core; what several threads do has tests that ask for them.
-KERNELS := OMP_NUM_THREADS=1 $(PYTEST) -q $(DEALT) $(CONFORMANCE) --ignore=tests/conformance/test_gradients.py \
-  --backend cpu
-
-# The best instruction set is what `make test` has run on; these are the others.
+# The best instruction set is what `make test` has run on; these are the others, and the reference.
+TILES := -k "bfloat16 and not test_any"
 isa: $(VENV)/.developing
-	FASSD_KERNELS_CPU=portable $(KERNELS) --every $(EVERY)
+	FASSD_KERNELS_CPU=portable $(KERNELS) --backend reference --every $(EVERY)
 	if grep -qw avx512f /proc/cpuinfo; then \
-	  FASSD_KERNELS_CPU=avx2 $(KERNELS) --every $(EVERY); fi
+	  FASSD_KERNELS_CPU=avx2 $(KERNELS) $(RESULTS) --every $(EVERY); fi
 	if grep -qw amx_bf16 /proc/cpuinfo; then \
-	  FASSD_KERNELS_CPU=avx512 $(KERNELS) --every $(EVERY) -k "bfloat16 and not test_any"; \
-	else FASSD_KERNELS_CPU=emulation $(KERNELS) --every $(EVERY) -k "bfloat16 and not test_any"; fi
+	  FASSD_KERNELS_CPU=avx512 $(KERNELS) $(RESULTS) --every $(EVERY) $(TILES); \
+	else FASSD_KERNELS_CPU=emulation $(KERNELS) $(RESULTS) --every $(EVERY) $(TILES); fi
 
 # A build of its own, found before the sources; the sanitizers' runtime has to be there first.
 SANITIZED := build/sanitize/lib
-sanitize: $(VENV)/.developing
+sanitizer: $(VENV)/.developing
 	FASSD_KERNELS_SANITIZE=1 FASSD_KERNELS_CUDA=0 $(BIN)/python setup.py --quiet build \
 	  --build-base build/sanitize --build-lib $(SANITIZED)
 	grep -q __asan_init $(SANITIZED)/fassd_kernels/_C*.so
+
+sanitize: sanitizer
 	LD_PRELOAD="$(ASAN) $(UBSAN)" \
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	  UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
-	  $(KERNELS) -o pythonpath="tests $(SANITIZED)" -p no:cacheprovider --capture=sys \
+	  $(KERNELS) $(RESULTS) -o pythonpath="tests $(SANITIZED)" -p no:cacheprovider --capture=sys \
 	  --every $(EVERY) --fuzz 2
 
 score: $(VENV)/.installed
@@ -192,7 +198,7 @@ gpu-carry: $(VENV)/.torch
 
 $(VENV)/.torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet -c constraints.txt torch
+	$(PIP) install --quiet $(LATER) -c constraints.txt torch
 	touch $@
 
 # Editable, so that in this folder Python sees one package, the sources as they stand with the
@@ -201,8 +207,10 @@ $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
 	$(PIP) install --quiet -c constraints.txt --editable .
 	touch $@
 
+# What is compiled is kept for the wheel of the tests.
+KEEPING := $(if $(filter default,$(origin CXX)),CXX="$(CURDIR)/tests/install/c++")
 $(VENV)/.developing: $(VENV)/.torch $(SOURCES)
-	$(PIP) install --quiet -c constraints.txt --editable '.[dev]'
+	$(KEEPING) $(PIP) install --quiet $(LATER) -c constraints.txt --editable '.[dev]'
 	touch $@ $(VENV)/.installed
 
 clean:

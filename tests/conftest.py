@@ -2,6 +2,7 @@
 
 import signal
 from typing import Any
+from zlib import crc32
 
 import pytest
 
@@ -9,12 +10,29 @@ import pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Compiling the wheel takes longest, and begins before all else. The conformance suite comes last:
+# in small parts, it keeps all workers busy to the end.
+FIRST, LAST = "tests/install", "tests/conformance"
+
+
+def folder_of(nodeid: str) -> str:
+    return "/".join(nodeid.partition("::")[0].split("/")[:2])
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In a worker, whose order is that of the dealing (``--no-loadscope-reorder``)."""
+    if hasattr(config, "workerinput"):
+        places = {FIRST: 0, LAST: 2}
+        items.sort(key=lambda item: places.get(folder_of(item.nodeid), 1))
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
     """With ``--dist loadfile`` a file's tests share a worker, which makes its fixtures once.
 
     Those of tests/export share the exported files, those of tests/install a wheel. The conformance
-    suite has no costly fixtures: dealt test by test, it keeps all workers busy to the end.
+    suite has no costly fixtures: it is dealt in parts of some forty tests. (Test by test, the
+    scheduler would go through all that it has dealt after each of them.)
     """
     if config.getvalue("dist") != "loadfile":
         return None
@@ -22,10 +40,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = super()._split_scope(nodeid)
-            folder = "/".join(file.split("/")[:2])
-            if folder == "tests/conformance":
-                return nodeid
-            return folder if folder in ("tests/export", "tests/install") else file
+            folder = folder_of(nodeid)
+            if folder == LAST:
+                return f"{folder} {crc32(nodeid.encode()) % 256}"
+            return folder if folder in ("tests/export", FIRST) else super()._split_scope(nodeid)
 
     return Scheduling(config, log)

@@ -90,8 +90,9 @@ class Encoder(nn.Module):
         if self.channels_last:
             maps = [each.permute(0, 3, 1, 2) for each in maps]
         if not fits:
+            # ONNX divides integers towards zero: what is divided must not be negative.
             maps = [
-                each[:, :, : -(-height // stride), : -(-width // stride)]
+                each[:, :, : (height + stride - 1) // stride, : (width + stride - 1) // stride]
                 for each, stride in zip(maps, STRIDES, strict=True)
             ]
         return [project(each) for project, each in zip(self.project, maps, strict=True)]

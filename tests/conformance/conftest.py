@@ -18,7 +18,7 @@ from conformance.harness import OPERATORS, Subject, Target
 
 from fassd_kernels.tuning.trials import TF32_TOLERANCE
 
-SAMPLED_EXAMPLES = 10
+SAMPLED_EXAMPLES, SAMPLED_COSTLY = 10, 4
 # Where rows are sampled: one in so many of the tests of layouts. It has no factor in common with
 # the numbers of layouts, dtypes and shapes, so that each of them is met.
 SAMPLED_LAYOUTS = 7
@@ -40,9 +40,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help=f"test one row in N of the tables, {SAMPLED_EXAMPLES} drawn calls in place of "
-        f"{definition.drawn.max_examples}, one layout in {SAMPLED_LAYOUTS}, every second value "
-        "that is not finite; repeat nothing",
+        help=f"test one row in N of the tables, {SAMPLED_EXAMPLES} drawn calls ({SAMPLED_COSTLY} "
+        f"of many launches) in place of {definition.drawn.max_examples}, one layout in "
+        f"{SAMPLED_LAYOUTS}, every second value that is not finite; repeat nothing",
     )
     group.addoption(
         "--tf32",
@@ -104,6 +104,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "takes(*dtypes): what a backend must take to be tested")
     if (config.getoption("every", None) or 1) > 1:  # taken when test modules are read
         definition.drawn = settings(definition.drawn, max_examples=SAMPLED_EXAMPLES)
+        definition.drawn_costly = settings(definition.drawn, max_examples=SAMPLED_COSTLY)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

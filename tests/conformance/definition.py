@@ -31,6 +31,7 @@ SIZES = ((1, 1), (1, 19), (23, 1), (5, 7), (14, 37), (33, 50))
 
 # The same examples in every run; a failure prints how to repeat it.
 drawn = settings(max_examples=40, deadline=None, derandomize=True, print_blob=True)
+drawn_costly = drawn
 ACTIVATIONS = st.sampled_from(checks.ACTIVATIONS)
 KINKED = st.sampled_from(checks.KINKED)
 LAYOUT_NAMES = st.sampled_from(list(LAYOUTS))
@@ -91,7 +92,10 @@ def brief(setting: Any) -> str:
 
 
 def standard_tests(
-    table: Sequence[Row], few: Sequence[Row], **strategies: st.SearchStrategy[Any]
+    table: Sequence[Row],
+    few: Sequence[Row],
+    costly: bool = False,
+    **strategies: st.SearchStrategy[Any],
 ) -> tuple[Test, Test, Test, Test]:
     """The tests ``test_table``, ``test_table_contiguous``, ``test_layouts`` and ``test_drawn``.
 
@@ -99,6 +103,7 @@ def standard_tests(
         table: arguments of the operator's builder and, as ``layout``, that of all tensors; each row
             is a test in every dtype, and one in float32 and contiguous.
         few: arguments of a few calls, which are made in every dtype and layout.
+        costly: whether a call is many launches: where rows are sampled, fewer calls are drawn.
         strategies: how the arguments of further calls are drawn; dtype and layout are drawn too.
     """
 
@@ -116,7 +121,7 @@ def standard_tests(
         check(subject, call_of(subject, shape), dtype, layout)
 
     @given(data=st.data())
-    @drawn
+    @(drawn_costly if costly else drawn)
     def test_drawn(subject: Subject, data: st.DataObject) -> None:
         row = {name: data.draw(strategy, name) for name, strategy in strategies.items()}
         dtype = data.draw(st.sampled_from(subject.dtypes), "dtype")

@@ -33,6 +33,7 @@ FEW = (
 test_table, test_table_contiguous, test_layouts, test_drawn = standard_tests(
     TABLE,
     FEW,
+    costly=True,
     batch=BATCHES,
     channels=CHANNELS,
     widths=st.lists(st.integers(1, 20), min_size=1, max_size=9),

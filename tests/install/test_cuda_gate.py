@@ -272,3 +272,37 @@ def test_what_is_compiled_decides_whether_to_begin_anew(
     (sources / change).write_text("// other\n")
     assert wheels.build(kept).log == ("compiled" if again else "found")
     assert (kept / "tree" / change).read_text() == "// other\n"
+
+
+def test_what_was_compiled_in_one_folder_serves_in_another(tmp_path: Path) -> None:
+    """Object, list of headers, and warnings; not for other sources, nor asked otherwise."""
+    compiler = tmp_path / "tests/install/c++"
+    compiler.parent.mkdir(parents=True)
+    shutil.copy(Path(wheels.__file__).with_name("c++"), compiler)
+
+    def compiled(name: str, value: int, *options: str) -> tuple[bytes, str, str]:
+        root = tmp_path / name
+        for folder in ("csrc", "fassd_kernels", "out"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        (root / "fassd_kernels/schemas.def").touch()
+        (root / "csrc/own.h").write_text(f"static int value = {value}, unused = 3;\n")
+        source, target = root / "csrc/a.cpp", root / "out/a.o"
+        source.write_text('#include "own.h"\nint f() { return value; }\n')
+        asked = ["-MMD", "-MF", f"{target}.d", "-c", "-c", source, "-o", target, "-Wall", *options]
+        command = [compiler, *asked, "-DTORCH_EXTENSION_NAME=_C", f"-fmacro-prefix-map={root}/="]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        told = Path(f"{target}.d").read_text()
+        assert told.startswith(f"{target}: ") and f"{root}/csrc/own.h" in told
+        assert f"{root}/csrc/own.h:1:23: warning: " in done.stderr
+        return target.read_bytes(), told.replace(str(root), ""), done.stderr.replace(str(root), "")
+
+    kept = tmp_path / "build" / "objects"
+    first = compiled("one", 1)
+    (folder,) = kept.iterdir()
+    (folder / "object").write_bytes(b"kept")
+    assert compiled("two", 1) == (b"kept", *first[1:])
+    other = compiled("two", 2)
+    assert other[0] not in (first[0], b"kept")
+    (again,) = kept.iterdir()
+    assert again != folder
+    assert compiled("two", 2, "-DMORE")[0] != b"kept" and not (again / "object").exists()

@@ -108,7 +108,8 @@ def build_environment() -> dict[str, str]:
     """The environment that the wheel is built in."""
     # Half of the cores: other tests run beside it.
     jobs = os.environ.get("MAX_JOBS") or str(max(1, (os.cpu_count() or 1) // 2))
-    environment = {"MAX_JOBS": jobs}
+    compiler = os.environ.get("CXX") or str(Path(__file__).with_name("c++"))
+    environment = {"MAX_JOBS": jobs, "CXX": compiler}
     if not HAS_NVCC:
         return {**environment, "FASSD_KERNELS_CUDA": "0"}
     architectures = known_architectures() if all_architectures() else ["9.0"]
@@ -129,7 +130,7 @@ def compiled_key(environment: dict[str, str]) -> str:
     import torch
 
     versions = [sys.version, torch.__version__, torch.__file__, str(ROOT)]
-    versions.append(printed(os.environ.get("CXX", "c++"), "--version"))
+    versions.append(printed(environment.get("CXX", "c++"), "--version"))
     versions += [printed(NVCC, "--version")] if NVCC else []
     asked = {name: value for name, value in environment.items() if name != "MAX_JOBS"}
     digest = hashlib.sha256(json.dumps([versions, asked], sort_keys=True).encode())
