@@ -6,6 +6,7 @@
 # make cuda-architectures   the CUDA kernels compiled for every architecture, held to their budget
 # make oldest-torch  the sources compiled against the oldest torch, which is downloaded
 # make isa         the conformance suite on every instruction set that this CPU has
+# make aarch64     the CPU kernels cross-compiled, on an emulated Arm
 # make sanitize    the same under AddressSanitizer and UndefinedBehaviorSanitizer
 # make slow        the tests that take minutes: eight scenes learnt by heart on the CPU
 # make format      rewrite the sources in the project's format
@@ -29,19 +30,23 @@ PYTEST := OMP_WAIT_POLICY=PASSIVE FASSD_KERNELS_REQUIRE=cpu $(BIN)/python -m pyt
 CORES := -n auto --max-worker-restart 0
 ASAN := $(filter /%,$(shell $(CXX) -print-file-name=libasan.so))
 NVCC := $(firstword $(wildcard $(shell command -v nvcc) /usr/local/cuda/bin/nvcc))
+# What `make aarch64` needs and is not here.
+NO_AARCH64 := $(strip $(foreach program,aarch64-linux-gnu-g++ aarch64-linux-gnu-objdump qemu-aarch64,\
+  $(if $(shell command -v $(program)),,$(program))))
 UBSAN := $(filter /%,$(shell $(CXX) -print-file-name=libubsan.so))
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard build_backend/*.py csrc/* csrc/*/*)
-CXX_SOURCES := $(wildcard examples/cpp/*.cpp csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
+CXX_SOURCES := $(wildcard examples/cpp/*.cpp csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh \
+  tests/aarch64/*.h tests/aarch64/*.cpp)
 
-.PHONY: demo test triton ptx ptx-count ptx-calibrate ptx-networks cuda-architectures oldest-torch isa sanitize score slow lint format gpu-report gpu-carry clean
+.PHONY: aarch64 demo test triton ptx ptx-count ptx-calibrate ptx-networks cuda-architectures oldest-torch isa sanitize score slow lint format gpu-report gpu-carry clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fassd demo -o demo
 
 test: lint
 	$(PYTEST) $(CORES) --dist loadfile --durations=20 --ignore=tests/triton_backend \
-	  --ignore=tests/ptx
-	$(MAKE) EVERY=16 $(if $(filter Linux,$(shell uname -s)),triton) $(if $(NVCC),ptx) isa \
+	  --ignore=tests/ptx --ignore=tests/aarch64
+	$(MAKE) EVERY=16 $(if $(filter Linux,$(shell uname -s)),triton) $(if $(NVCC),ptx) isa aarch64 \
 	  $(if $(ASAN),sanitize)
 	$(if $(ASAN),,@echo "make sanitize was left out: $(CXX) has no libasan.so")
 	$(if $(NVCC),,@echo "make ptx was left out: nvcc is not on this machine")
@@ -132,6 +137,21 @@ isa: $(VENV)/.developing
 	if grep -qw amx_bf16 /proc/cpuinfo; then \
 	  FASSD_KERNELS_CPU=avx512 $(KERNELS) --every $(EVERY) -k "bfloat16 and not test_any"; \
 	else FASSD_KERNELS_CPU=emulation $(KERNELS) --every $(EVERY) -k "bfloat16 and not test_any"; fi
+
+# Live calls of the conformance suite, each with its verdict; then a file of drawn calls, which the
+# driver judges without Python on cores of three kinds. The file and the driver are all that a board
+# needs to do the same. An emulated float takes as long as a hundred: of tables, one row in so many.
+AARCH64_CALLS := build/aarch64/drawn.calls
+aarch64: $(VENV)/.developing
+ifneq ($(NO_AARCH64),)
+	@echo "make aarch64 was left out: not on this machine: $(NO_AARCH64)"
+else
+	$(TRITON) tests/aarch64
+	PYTHONPATH=tests:. $(KERNELS) -p aarch64.host --every $(if $(filter 1,$(EVERY)),4,160) \
+	  $(if $(filter 1,$(EVERY)),,-k "test_table and not contiguous")
+	$(if $(filter 1,$(EVERY)),PYTHONPATH=tests:. $(BIN)/python -m aarch64.cases $(AARCH64_CALLS))
+	$(if $(filter 1,$(EVERY)),AARCH64_CALLS=$(AARCH64_CALLS) $(TRITON) tests/aarch64 -k written)
+endif
 
 # A build of its own, found before the sources; the sanitizers' runtime has to be there first.
 SANITIZED := build/sanitize/lib
