@@ -39,7 +39,7 @@ def flags(source: Path) -> list[str]:
     (target,) = re.findall(r'^TORCH_TARGET = "(0x\w+)"$', text, re.M)
     level = "-O3" if is_kernels(source) else "-O1"
     return [
-        *("-std=c++17", level, "-g0", "-fvisibility=hidden", "-Wall", "-Werror"),
+        *("-std=c++17", level, "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Werror"),
         *("-ffunction-sections", "-fdata-sections", f"-DTORCH_TARGET_VERSION={target}"),
     ]
 
@@ -107,10 +107,11 @@ def planted(mistakes: Sequence[tuple[str, str, str]]) -> Path:
     """
     name = hashlib.sha256(repr(mistakes).encode()).hexdigest()[:16]
     root = BUILD / f"planted.{name}"
-    for folder in ("csrc", "csrc/cpu"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
-        for path in [*(ROOT / folder).glob("*.h"), ROOT / "csrc" / "cpu" / "kernels_neon.cpp"]:
-            shutil.copy(path, root / path.relative_to(ROOT))
+    names = ("csrc/*.h", "csrc/cpu/*.h", "csrc/cpu/kernels_neon.cpp", "fassd_kernels/schemas.def")
+    for path in (path for name in names for path in ROOT.glob(name)):
+        copy = root / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
     for file, before, after in mistakes:
         path = root / "csrc" / "cpu" / file
         text = path.read_text()
@@ -137,6 +138,15 @@ def driver(mistakes: Sequence[tuple[str, str, str]] = ()) -> Path:
             command = [COMPILER, "-static", "-Wl,--gc-sections", *map(str, objects)]
             run([*command, "-o", str(unfinished)])
             unfinished.rename(target)
+    return target
+
+
+def library() -> Path:
+    """The extension as a library, but for Python, of which it has the stand-in."""
+    with locked(BUILD / "objects"):
+        objects = [str(compiled(source)) for source in sources() if source.parent != HERE]
+        target = BUILD / "_C.so"
+        run([COMPILER, "-shared", *objects, "-o", str(target)])
     return target
 
 

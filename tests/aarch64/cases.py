@@ -11,7 +11,8 @@ import argparse
 import importlib
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -78,16 +79,24 @@ def judged(call: Call, right: Tensor, tolerance: float) -> bytes:
     return head + calls.tensor(levels) + struct.pack("<d", off)
 
 
-def modules() -> Iterator[tuple[str, Any]]:
-    """Operators, and the modules of the suite that have a table of their calls."""
+@dataclass(frozen=True)
+class Standard:
+    """The tests of an operator that `definition.standard_tests` made: rows, and what draws more."""
+
+    operator: str
+    table: Sequence[definition.Row]
+    draw: Any
+
+
+def standards() -> Iterator[Standard]:
     for path in sorted(Path(definition.__file__).parent.glob("test_*.py")):
         module: Any = importlib.import_module(f"conformance.{path.stem}")
-        if hasattr(module, "TABLE") and hasattr(module, "test_drawn"):
-            marks = getattr(module.test_drawn, "pytestmark", [])
-            of_operators = [mark for mark in marks if mark.name == "operators"]
-            mark = of_operators[0] if of_operators else module.pytestmark
-            for operator in mark.args:
-                yield operator, module
+        if not hasattr(module, "test_drawn"):
+            continue
+        marks = [*module.test_table.pytestmark, getattr(module, "pytestmark", None)]
+        named = {mark.name: mark.args for mark in reversed(marks) if mark is not None}
+        for operator in named["operators"]:
+            yield Standard(operator, named["parametrize"][1], module.test_drawn)
 
 
 def write(file: IO[bytes], every: int, drawn: int) -> int:
@@ -97,17 +106,17 @@ def write(file: IO[bytes], every: int, drawn: int) -> int:
     """
     definition.drawn = settings(definition.drawn, max_examples=drawn)
     count = 0
-    for operator, module in modules():
-        recorder = Recorder(operator, file)
+    for standard in standards():
+        recorder = Recorder(standard.operator, file)
         subject: Any = recorder
-        for i, row in enumerate(module.TABLE[::every]):
+        for i, row in enumerate(standard.table[::every]):
             # Where rows are left out, dtypes are dealt over those that stay.
             dtypes = harness.DTYPES if every == 1 else harness.DTYPES[i % 4 :][:1]
             for dtype in dtypes:
                 call = definition.call_of(subject, row)
                 definition.check(subject, call, dtype, row["layout"])
-        module.test_drawn(subject=subject)
-        print(f"{operator}: {recorder.count} calls", file=sys.stderr)
+        standard.draw(subject=subject)
+        print(f"{standard.operator}: {recorder.count} calls", file=sys.stderr)
         count += recorder.count
     return count
 
@@ -115,7 +124,7 @@ def write(file: IO[bytes], every: int, drawn: int) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m aarch64.cases")
     parser.add_argument("file", type=Path)
-    parser.add_argument("--every", type=int, default=1, help="one row in so many of the tables")
+    parser.add_argument("--every", type=int, default=8, help="one row in so many of the tables")
     parser.add_argument("--drawn", type=int, default=72, help="drawn calls of each operator")
     asked = parser.parse_args()
     asked.file.parent.mkdir(parents=True, exist_ok=True)

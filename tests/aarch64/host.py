@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import os
 import subprocess
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,12 @@ from fassd_kernels.operators import OPERATORS
 NAMES = (*OPERATORS, *ops.TRAINING, *ops.STRIPS)
 
 
+def environment(instruction_set: str = "") -> dict[str, str]:
+    """A driver's: what a kernel does not write is NaN."""
+    asked = {"FASSD_KERNELS_CPU": instruction_set, "FASSD_KERNELS_POISON": "1"}
+    return {**os.environ, **asked}
+
+
 class Driver:
     """A running driver.
 
@@ -36,8 +43,9 @@ class Driver:
 
     def __init__(self, program: Path, cpu: str = "max", instruction_set: str = "") -> None:
         self.command = [build.EMULATOR, "-cpu", cpu, str(program)]
-        self.environment = {**os.environ, "FASSD_KERNELS_CPU": instruction_set}
+        self.environment = environment(instruction_set)
         self.process: subprocess.Popen[bytes] | None = None
+        self.lock = threading.Lock()  # one call at a time, whatever thread it comes from
 
     def __call__(
         self, schema: torch._C.FunctionSchema, given: Any = (), named: dict[str, Any] | None = None
@@ -47,6 +55,10 @@ class Driver:
         Raises:
             RuntimeError: what the operator threw, or that it crashed.
         """
+        with self.lock:
+            return self.ask(schema, calls.call(schema, given, named or {}))
+
+    def ask(self, schema: torch._C.FunctionSchema, question: bytes) -> Any:
         if self.process is None:
             self.process = subprocess.Popen(
                 self.command,
@@ -56,7 +68,7 @@ class Driver:
             )
         assert self.process.stdin and self.process.stdout
         try:
-            self.process.stdin.write(calls.call(schema, given, named or {}))
+            self.process.stdin.write(question)
             self.process.stdin.flush()
             return calls.answer(self.process.stdout)
         except (EOFError, BrokenPipeError) as error:

@@ -98,6 +98,18 @@ def test_a_mistake_is_caught(running):
             check_result(given, run(given))
 
 
+def test_the_library_links():
+    """It offers what Python calls, and asks for no more than C interfaces and C++'s own library."""
+    command = [build.OBJDUMP, "--dynamic-syms", str(build.library())]
+    table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rows = [line.split() for line in table.splitlines() if " g " in line or "*UND*" in line]
+    offered = {row[-1] for row in rows if "*UND*" not in row}
+    asked = {row[-1] for row in rows if "*UND*" in row}
+    assert offered == {"PyInit__C", "fassd_kernels_checksum"}
+    assert any(name.startswith("aoti_torch_") for name in asked)
+    assert not [name for name in asked if "torch" in name and name.startswith("_Z")]
+
+
 @pytest.fixture(scope="module")
 def case_file(tmp_path_factory) -> Path:
     """A few drawn calls of a few operators."""
@@ -111,9 +123,13 @@ def case_file(tmp_path_factory) -> Path:
     return path
 
 
-def checked(*files: Path) -> subprocess.CompletedProcess[str]:
-    command = [build.EMULATOR, "-cpu", "max", str(build.driver()), *map(str, files)]
-    return subprocess.run(command, capture_output=True, text=True)
+def test_every_operator_has_drawn_calls():
+    assert {standard.operator for standard in cases.standards()} == set(SAMPLES)
+
+
+def checked(file: Path, cpu: str = "max") -> subprocess.CompletedProcess[str]:
+    command = [build.EMULATOR, "-cpu", cpu, str(build.driver()), str(file)]
+    return subprocess.run(command, env=host.environment(), capture_output=True, text=True)
 
 
 def test_files_of_calls(case_file, tmp_path):
@@ -148,6 +164,5 @@ def test_inner_loops_are_products():
 @pytest.mark.skipif(not os.environ.get("AARCH64_CALLS"), reason="make aarch64 writes them")
 @pytest.mark.parametrize("cpu", ["max", "cortex-a53", "cortex-a72"])
 def test_calls_that_were_written(cpu):
-    command = [build.EMULATOR, "-cpu", cpu, str(build.driver()), os.environ["AARCH64_CALLS"]]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = checked(Path(os.environ["AARCH64_CALLS"]), cpu)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr
