@@ -7,6 +7,7 @@
 # make oldest-torch  the sources compiled against the oldest torch, which is downloaded
 # make wheels      the wheel: its audit, and conformance beside two PyTorches, which are downloaded
 # make isa         the conformance suite on every instruction set that this CPU has
+# make aarch64     the CPU kernels cross-compiled, on an emulated Arm
 # make sanitize    the same under AddressSanitizer and UndefinedBehaviorSanitizer
 # make slow        the tests that take minutes: eight scenes learnt by heart on the CPU
 # make hub-kernels the kernels as a repository of Hugging Face's `kernels`, into build/hub-kernels
@@ -32,23 +33,24 @@ CORES = -n $(WORKERS) --max-worker-restart 0
 WORKERS ?= auto
 ASAN := $(filter /%,$(shell $(CXX) -print-file-name=libasan.so))
 NVCC := $(firstword $(wildcard $(shell command -v nvcc) /usr/local/cuda/bin/nvcc))
+# What `make aarch64` needs and is not here.
+NO_AARCH64 := $(strip $(foreach program,aarch64-linux-gnu-g++ aarch64-linux-gnu-objdump qemu-aarch64,\
+  $(if $(shell command -v $(program)),,$(program))))
 UBSAN := $(filter /%,$(shell $(CXX) -print-file-name=libubsan.so))
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard build_backend/*.py csrc/* csrc/*/*)
-CXX_SOURCES := $(wildcard examples/cpp/*.cpp scripts/*/*.cpp csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
+CXX_SOURCES := $(wildcard examples/cpp/*.cpp csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh \
+  tests/aarch64/*.h tests/aarch64/*.cpp)
 
-.PHONY: demo test triton ptx ptx-count ptx-calibrate ptx-networks cuda-architectures oldest-torch isa sanitize sanitizer score slow lint format gpu-report gpu-carry clean
+.PHONY: aarch64 demo test triton ptx ptx-count ptx-calibrate ptx-networks cuda-architectures oldest-torch isa sanitize score slow lint format gpu-report gpu-carry clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fassd demo -o demo
 
-# pip would compile 20,000 files to bytecode, one after the other, most of them never imported.
-test: LATER := --no-compile
-test: $(VENV)/.developing
-	$(TWO) lint $(if $(ASAN),sanitizer)
-	$(PYTEST) $(CORES) --dist loadfile --no-loadscope-reorder --durations=20 \
-	  --ignore=tests/triton_backend --ignore=tests/ptx tests/conformance tests --backend cpu
-	$(TWO) EVERY=16 WORKERS=$(HALF) $(if $(filter Linux,$(shell uname -s)),triton) \
-	  $(if $(NVCC),ptx) isa $(if $(ASAN),sanitize)
+test: lint
+	$(PYTEST) $(CORES) --dist loadfile --durations=20 --ignore=tests/triton_backend \
+	  --ignore=tests/ptx --ignore=tests/aarch64
+	$(MAKE) EVERY=16 $(if $(filter Linux,$(shell uname -s)),triton) $(if $(NVCC),ptx) isa aarch64 \
+	  $(if $(ASAN),sanitize)
 	$(if $(ASAN),,@echo "make sanitize was left out: $(CXX) has no libasan.so")
 	$(if $(NVCC),,@echo "make ptx was left out: nvcc is not on this machine")
 
@@ -144,6 +146,21 @@ isa: $(VENV)/.developing
 	if grep -qw amx_bf16 /proc/cpuinfo; then \
 	  FASSD_KERNELS_CPU=avx512 $(KERNELS) $(RESULTS) --every $(EVERY) $(TILES); \
 	else FASSD_KERNELS_CPU=emulation $(KERNELS) $(RESULTS) --every $(EVERY) $(TILES); fi
+
+# Calls of the conformance suite, each computed by the emulated kernels; then a file of a thousand
+# drawn calls, which the driver judges without Python on three CPUs. The file and the driver are all
+# that a board needs to do the same. Emulation is slow: of tables, one row in so many.
+AARCH64_CALLS := build/aarch64/drawn.calls
+aarch64: $(VENV)/.developing
+ifneq ($(NO_AARCH64),)
+	@echo "make aarch64 was left out: not on this machine: $(NO_AARCH64)"
+else
+	$(TRITON) tests/aarch64
+	PYTHONPATH=tests:. $(KERNELS) -p aarch64.host --every $(if $(filter 1,$(EVERY)),4,48) \
+	  $(if $(filter 1,$(EVERY)),,-k "test_table and not contiguous")
+	$(if $(filter 1,$(EVERY)),PYTHONPATH=tests:. $(BIN)/python -m aarch64.cases $(AARCH64_CALLS))
+	$(if $(filter 1,$(EVERY)),AARCH64_CALLS=$(AARCH64_CALLS) $(TRITON) tests/aarch64 -k written)
+endif
 
 # A build of its own, found before the sources; the sanitizers' runtime has to be there first.
 SANITIZED := build/sanitize/lib

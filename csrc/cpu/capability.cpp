@@ -10,19 +10,27 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
 
 namespace fassd::cpu {
 
 namespace {
 
-constexpr std::array<std::pair<const char*, Capability>, 5> names = {{
+constexpr std::array<std::pair<const char*, Capability>, 7> names = {{
     {"portable", Capability::portable},
     {"avx2", Capability::avx2},
     {"avx512", Capability::avx512},
     {"amx", Capability::amx},
+    {"neon", Capability::neon},
+    {"neon_bf16", Capability::neon_bf16},
     {"emulation", Capability::emulation},
 }};
 
+#if defined(__x86_64__)
 // Linux gives a process the tiles' registers, of 8 KB, when it asks for them.
 bool offers_tiles() {
 #if defined(FASSD_AMX)
@@ -38,6 +46,23 @@ bool offers_tiles() {
   return false;
 #endif
 }
+#endif
+
+#if defined(__aarch64__)
+// Products of matrices of bfloat16, as the operating system reports them.
+bool offers_bfloat16() {
+#if defined(FASSD_BF16) && defined(__linux__)
+  constexpr unsigned long bfloat16 = 1ul << 14;  // HWCAP2_BF16, which older headers lack
+  return getauxval(AT_HWCAP2) & bfloat16;
+#elif defined(FASSD_BF16) && defined(__APPLE__)
+  int found = 0;
+  size_t size = sizeof(found);
+  return sysctlbyname("hw.optional.arm.FEAT_BF16", &found, &size, nullptr, 0) == 0 && found;
+#else
+  return false;
+#endif
+}
+#endif
 
 bool offers(Capability wanted) {
 #if defined(__x86_64__)
@@ -53,8 +78,15 @@ bool offers(Capability wanted) {
       return avx512;
     case Capability::avx2:
       return avx2;
+    case Capability::neon:
+    case Capability::neon_bf16:
+      return false;
     default:
       return true;
+  }
+#elif defined(__aarch64__)
+  if (wanted == Capability::neon || wanted == Capability::neon_bf16) {
+    return wanted == Capability::neon || offers_bfloat16();
   }
 #endif
   return wanted == Capability::portable || wanted == Capability::emulation;
@@ -63,7 +95,8 @@ bool offers(Capability wanted) {
 Capability decide() {
   const char* asked = std::getenv("FASSD_KERNELS_CPU");
   if (asked == nullptr || *asked == '\0') {
-    for (Capability best : {Capability::amx, Capability::avx512, Capability::avx2}) {
+    for (Capability best : {Capability::amx, Capability::avx512, Capability::avx2,
+                            Capability::neon_bf16, Capability::neon}) {
       if (offers(best)) {
         return best;
       }
@@ -78,7 +111,8 @@ Capability decide() {
     }
   }
   STD_TORCH_CHECK(false, "FASSD_KERNELS_CPU is '", asked,
-                  "'; expected portable, avx2, avx512 or amx");
+                  "'; expected portable, avx2, avx512 or amx; on aarch64 portable, neon or "
+                  "neon_bf16");
 }
 
 }  // namespace
@@ -96,6 +130,10 @@ std::string capability_name() {
       return "AVX-512";
     case Capability::avx2:
       return "AVX2 + FMA";
+    case Capability::neon_bf16:
+      return "NEON + BF16";
+    case Capability::neon:
+      return "NEON";
     case Capability::emulation:
       return "portable vectors, emulated tiles";
     case Capability::portable:

@@ -23,6 +23,14 @@ const Kernels<float>& kernels<float>() {
     case Capability::avx2:
       return avx2::float_kernels;
 #endif
+#if defined(FASSD_BF16)
+    case Capability::neon_bf16:
+      return neon::tile_kernels;
+#endif
+#if defined(__aarch64__)
+    case Capability::neon:
+      return neon::float_kernels;
+#endif
     case Capability::emulation:
       return portable::tile_kernels;
     default:
@@ -39,6 +47,11 @@ const Kernels<double>& kernels<double>() {
       return avx512::double_kernels;
     case Capability::avx2:
       return avx2::double_kernels;
+#endif
+#if defined(__aarch64__)
+    case Capability::neon_bf16:
+    case Capability::neon:
+      return neon::double_kernels;
 #endif
     default:
       return portable::double_kernels;

@@ -1,6 +1,6 @@
 // What the operators ask of the vector kernels: plain structures of pointers and sizes, and a table
 // of functions that exists once per instruction set (kernels_avx512.cpp, kernels_avx2.cpp,
-// kernels_portable.cpp; all three compile kernels_impl.h).
+// kernels_neon.cpp, kernels_portable.cpp; all of them compile kernels_impl.h).
 
 #pragma once
 
@@ -249,6 +249,10 @@ namespace avx2 {
 extern const Kernels<float> float_kernels;
 extern const Kernels<double> double_kernels;
 }  // namespace avx2
+namespace neon {
+extern const Kernels<float> float_kernels, tile_kernels;
+extern const Kernels<double> double_kernels;
+}  // namespace neon
 namespace portable {
 extern const Kernels<float> float_kernels, tile_kernels;  // tiles are emulated
 extern const Kernels<double> double_kernels;

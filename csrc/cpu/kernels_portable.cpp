@@ -1,4 +1,4 @@
-// The compiler's baseline (SSE2, NEON, ...): vectors of 16 bytes, 6 channels x 2 of sums.
+// The compiler's baseline, whatever it is: vectors of 16 bytes, 6 channels x 2 of sums.
 
 #include "kernels_includes.h"
 

@@ -12,6 +12,8 @@
 //
 // 12 x 2 fused multiply-adds (AVX-512) stand against 14 loads, where cores sustain two of each per
 // cycle: the multipliers are the limit, and stay it when the vector loads straddle cache lines.
+// NEON's multiply-adds take a lane of a register for the weight: a vector of weights is one load,
+// and 12 x 2 of them stand against 5 loads.
 
 constexpr int tile_outputs = FASSD_TILE_OUTPUTS;
 constexpr int tile_vectors = 2;
@@ -33,6 +35,59 @@ inline bool has_many_weights(const Conv<T>& conv, int64_t values) {
   return conv.out_channels * conv.in_channels * values * int64_t(sizeof(T)) > bytes;
 }
 
+// sum[o][v] += w[o] * value[v].
+#if defined(FASSD_NEON)
+// The vector of weights that has output `o`: the last one ends at the last weight, and what it has
+// twice is not used.
+template <typename T, int outputs, int o>
+constexpr int first_of_weights =
+    o / lanes<T> * lanes<T> + lanes<T> <= outputs ? o / lanes<T> * lanes<T> : outputs - lanes<T>;
+
+template <typename T, int lane>
+inline Vector<T> add_product(Vector<T> sum, Vector<T> value, Vector<T> weights) {
+  if constexpr (sizeof(T) == 8) {
+    return Vector<T>(
+        vfmaq_laneq_f64(float64x2_t(sum), float64x2_t(value), float64x2_t(weights), lane));
+  } else {
+    return Vector<T>(
+        vfmaq_laneq_f32(float32x4_t(sum), float32x4_t(value), float32x4_t(weights), lane));
+  }
+}
+
+template <typename T, int outputs, int vectors, int o>
+inline void add_products_of(const T* w, const Vector<T>* value, Vector<T> (*sum)[vectors]) {
+  if constexpr (outputs < lanes<T>) {
+    for (int v = 0; v < vectors; v++) {
+      sum[o][v] += broadcast(w[o]) * value[v];
+    }
+  } else {
+    constexpr int first = first_of_weights<T, outputs, o>;
+    const Vector<T> weights = load_vector(w + first);
+    for (int v = 0; v < vectors; v++) {
+      sum[o][v] = add_product<T, o - first>(sum[o][v], value[v], weights);
+    }
+  }
+}
+
+template <typename T, int outputs, int vectors, int... o>
+inline void add_products(const T* w, const Vector<T>* value, Vector<T> (*sum)[vectors],
+                         std::integer_sequence<int, o...>) {
+  (add_products_of<T, outputs, vectors, o>(w, value, sum), ...);
+}
+#else
+template <typename T, int outputs, int vectors, typename All>
+inline void add_products(const T* w, const Vector<T>* value, Vector<T> (*sum)[vectors], All) {
+#pragma GCC unroll 16
+  for (int o = 0; o < outputs; o++) {
+    const Vector<T> weight = broadcast(w[o]);
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; v++) {
+      sum[o][v] += weight * value[v];
+    }
+  }
+}
+#endif
+
 // out[o][x] for `outputs` channels and `vectors` vectors of pixels, or what is to be added to it.
 // Many weights are asked for 4 KB
 // ahead, since the hardware's prefetchers begin anew in every page (512 to 512 channels at 16x32 by
@@ -51,14 +106,7 @@ void multiply_tile(const Tap<T>* taps, int64_t count, int64_t channels, int64_t 
       for (int v = 0; v < vectors; v++) {
         value[v] = load_vector(x + v * lanes<T>);
       }
-#pragma GCC unroll 16
-      for (int o = 0; o < outputs; o++) {
-        const Vector<T> weight = broadcast(w[o]);
-#pragma GCC unroll 2
-        for (int v = 0; v < vectors; v++) {
-          sum[o][v] += weight * value[v];
-        }
-      }
+      add_products<T, outputs, vectors>(w, value, sum, std::make_integer_sequence<int, outputs>());
       if constexpr (many) {
         __builtin_prefetch(w + ahead, 0, 2);
       }

@@ -68,12 +68,15 @@ void blend_to_planes(const T* top, const T* bottom, int64_t stride_w, T weight, 
   }
 }
 
-#if defined(FASSD_AVX512) || defined(FASSD_F16C)
+#if defined(FASSD_AVX512) || defined(FASSD_F16C) || defined(FASSD_NEON)
 #define FASSD_PERMUTE
 // values[index], lane by lane.
 inline Vector<float> permute(Vector<float> values, Vector<int32_t> index) {
 #if defined(FASSD_AVX512)
   return Vector<float>(_mm512_permutexvar_ps(__m512i(index), __m512(values)));
+#elif defined(FASSD_NEON)
+  const Vector<int32_t> bytes = index * 0x04040404 + 0x03020100;  // four of each value
+  return Vector<float>(vqtbl1q_u8(uint8x16_t(values), uint8x16_t(bytes)));
 #else
   return Vector<float>(_mm256_permutevar8x32_ps(__m256(values), __m256i(index)));
 #endif

@@ -54,7 +54,7 @@ struct TileRegisters {
   }
   static void end() { _tile_release(); }
 
-  void zero() {
+  void zero(int64_t) {
     // What was stored to memory is there before it is loaded as a tile.
     __asm__ volatile("" ::: "memory");
     _tile_zero(0);
@@ -106,6 +106,100 @@ struct TileRegisters {
 };
 #endif
 
+#if defined(FASSD_NEON) && defined(FASSD_BF16)
+// Products of matrices of Armv8.6, which some CPUs of Armv8.2 have: 2 pixels x 4 terms by 4 terms x
+// 2 outputs. Sums lie in memory, as 2 x 2 of every pair of pixels and pair of outputs; those of 8
+// pixels x 8 outputs are in registers for 32 terms.
+struct TileMatrices {
+  static constexpr bool native = false;
+
+  static void begin() {}
+  static void end() {}
+
+  void zero(int64_t outputs) {
+    outputs_ = outputs;
+    std::memset(sums_, 0, sizeof(sums_));
+  }
+  template <int i>
+  void load_pixels(const uint16_t* from, int64_t stride) {
+    pixels_[i] = from;
+    stride_ = stride / 2;
+  }
+  template <int j>
+  void load_weights(const uint16_t* from) {
+    weights_[j] = from;
+  }
+  template <int i, int j>
+  void multiply() {
+    for (int64_t first = 0; first < smaller(16, outputs_ - 16 * j); first += 8) {
+      multiply_block(pixels_[i], weights_[j] + 2 * first, &sums_[i][j][0][first / 2]);
+      multiply_block(pixels_[i] + 8 * stride_, weights_[j] + 2 * first, &sums_[i][j][4][first / 2]);
+    }
+  }
+  template <int i, int j>
+  void store(float* to, int64_t stride) const {
+    for (int p = 0; p < 8; p++) {
+      for (int o = 0; o < 8; o += 2) {
+        const float64x2_t a = vreinterpretq_f64_f32(sums_[i][j][p][o]);
+        const float64x2_t b = vreinterpretq_f64_f32(sums_[i][j][p][o + 1]);
+        float* const even = to + 2 * p * (stride / int64_t(sizeof(float))) + 2 * o;
+        vst1q_f32(even, vreinterpretq_f32_f64(vzip1q_f64(a, b)));
+        vst1q_f32(even + stride / sizeof(float), vreinterpretq_f32_f64(vzip2q_f64(a, b)));
+      }
+    }
+  }
+
+ private:
+  // Terms [0, 32) of 8 pixels by 8 outputs: [pair of terms][output][term of the pair], 16 outputs.
+  __attribute__((target("arch=armv8.2-a+bf16"), noinline)) void multiply_block(
+      const uint16_t* pixels, const uint16_t* weights, float32x4_t* sums) const {
+    float32x4_t sum[4][4];
+#pragma GCC unroll 4
+    for (int p = 0; p < 4; p++) {
+#pragma GCC unroll 4
+      for (int o = 0; o < 4; o++) {
+        sum[p][o] = sums[8 * p + o];
+      }
+    }
+    // Four terms at a time. Unrolled, the loop would need more registers than there are.
+#pragma GCC unroll 1
+    for (int k = 0; k < 8; k++, pixels += 4, weights += 2 * 32) {
+      bfloat16x8_t two[4], pair[4];  // two pixels' terms, two outputs'
+#pragma GCC unroll 4
+      for (int p = 0; p < 4; p++) {
+        const uint16_t* const from = pixels + 2 * p * stride_;
+        two[p] = vreinterpretq_bf16_u16(vcombine_u16(vld1_u16(from), vld1_u16(from + stride_)));
+      }
+#pragma GCC unroll 2
+      for (int o = 0; o < 4; o += 2) {
+        const uint32x4_t first = vreinterpretq_u32_u16(vld1q_u16(weights + 4 * o));
+        const uint32x4_t second = vreinterpretq_u32_u16(vld1q_u16(weights + 4 * o + 32));
+        pair[o] = vreinterpretq_bf16_u32(vzip1q_u32(first, second));
+        pair[o + 1] = vreinterpretq_bf16_u32(vzip2q_u32(first, second));
+      }
+#pragma GCC unroll 4
+      for (int p = 0; p < 4; p++) {
+#pragma GCC unroll 4
+        for (int o = 0; o < 4; o++) {
+          sum[p][o] = vbfmmlaq_f32(sum[p][o], two[p], pair[o]);
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int p = 0; p < 4; p++) {
+#pragma GCC unroll 4
+      for (int o = 0; o < 4; o++) {
+        sums[8 * p + o] = sum[p][o];
+      }
+    }
+  }
+
+  float32x4_t sums_[2][2][8][8];
+  const uint16_t *pixels_[2], *weights_[2];
+  int64_t stride_, outputs_;
+};
+#endif
+
 // The same in plain C++, which proves the kernel where there is no such CPU.
 struct TileEmulation {
   static constexpr bool native = false;
@@ -123,7 +217,7 @@ struct TileEmulation {
     return v;
   }
 
-  void zero() { std::memset(sums, 0, sizeof(sums)); }
+  void zero(int64_t) { std::memset(sums, 0, sizeof(sums)); }
   template <int i>
   void load_pixels(const uint16_t* from, int64_t stride) {
     for (int row = 0; row < 16; row++) {
@@ -212,7 +306,7 @@ class TileStrip {
     const auto* const panel =
         reinterpret_cast<const uint16_t*>(conv_.weights) + first / TilePlan::outputs * across;
     Tiles tiles;
-    tiles.zero();
+    tiles.zero(conv_.out_channels - first);  // outputs that count
     for (int64_t t = 0; t < count_; t++) {
       const uint16_t* from = here_[t].planes + x * stride;
       const uint16_t* weights = panel + here_[t].index * plan_.row();

@@ -251,6 +251,16 @@ inline __m128i to_bfloat16(__m256 v) {
   const __m256i high = _mm256_srli_epi32(_mm256_castps_si256(kept), 16);
   return _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
 }
+#elif defined(FASSD_NEON)
+inline float32x4_t from_bfloat16(uint16x4_t v) {
+  return vreinterpretq_f32_u32(vshll_n_u16(v, 16));
+}
+inline uint16x4_t to_bfloat16(float32x4_t v) {
+  const uint32x4_t bits = vreinterpretq_u32_f32(v);
+  const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+  const uint32x4_t rounded = vaddq_u32(vaddq_u32(bits, vdupq_n_u32(0x7fff)), odd);
+  return vshrn_n_u32(vbslq_u32(vceqq_f32(v, v), rounded, vdupq_n_u32(0x7fc00000)), 16);
+}
 #endif
 
 template <typename Out, typename T>
@@ -279,6 +289,14 @@ inline Vector<T> load_wide(const In* from) {
     return Vector<T>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
   } else if constexpr (std::is_same_v<T, float> && std::is_same_v<In, BFloat16>) {
     return Vector<T>(from_bfloat16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#elif defined(FASSD_NEON)
+  } else if constexpr (std::is_same_v<T, float> && sizeof(In) == 2) {
+    const uint16x4_t bits = vld1_u16(reinterpret_cast<const uint16_t*>(from));
+    if constexpr (std::is_same_v<In, Half>) {
+      return Vector<T>(vcvt_f32_f16(vreinterpret_f16_u16(bits)));
+    } else {
+      return Vector<T>(from_bfloat16(bits));
+    }
 #endif
   } else {
     T values[lanes<T>];
@@ -321,6 +339,11 @@ inline void store_narrow(Out* to, Vector<T> v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(__m256(v), 0));
   } else if constexpr (std::is_same_v<T, float> && std::is_same_v<Out, BFloat16>) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), to_bfloat16(__m256(v)));
+#elif defined(FASSD_NEON)
+  } else if constexpr (std::is_same_v<T, float> && std::is_same_v<Out, Half>) {
+    vst1_u16(reinterpret_cast<uint16_t*>(to), vreinterpret_u16_f16(vcvt_f16_f32(float32x4_t(v))));
+  } else if constexpr (std::is_same_v<T, float> && std::is_same_v<Out, BFloat16>) {
+    vst1_u16(reinterpret_cast<uint16_t*>(to), to_bfloat16(float32x4_t(v)));
 #endif
   } else {
     T values[lanes<T>];

@@ -117,6 +117,8 @@ INSTRUCTION_SETS = {
     "avx2": "AVX2 + FMA",
     "avx512": "AVX-512",
     "amx": "AVX-512 + AMX",
+    "neon": "NEON",
+    "neon_bf16": "NEON + BF16",
     "emulation": "portable vectors, emulated tiles",
 }
 
@@ -137,7 +139,7 @@ for dtype, off in ((torch.float32, 1e-4), (torch.bfloat16, 0.2)):
     result = attempt(code, FASSD_KERNELS_CPU=choice)
     if result.returncode:
         assert f"FASSD_KERNELS_CPU is '{choice}', which this CPU does not offer" in result.stderr
-        assert choice in ("avx512", "amx") or (
+        assert choice in ("avx512", "amx", "neon", "neon_bf16") or (
             choice == "avx2" and not torch.cpu._is_avx2_supported()
         )
     else:
