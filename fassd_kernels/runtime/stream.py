@@ -26,7 +26,6 @@ from fassd.models.layers import logits_of
 from fassd.models.preprocess import preprocessing_of
 from fassd_kernels import ops
 from fassd_kernels.accelerate import accelerate
-from fassd_kernels.backends import AUTO, meant
 from fassd_kernels.checks import FLOATING, MAX_LABELS
 from fassd_kernels.modules import Fused, FusedNetwork
 from fassd_kernels.modules.snapshot import has_hooks
