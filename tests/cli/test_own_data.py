@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_readme import command_lines
+from test_docs import shell_lines
 
 from fassd.data import SegmentationDataset, load_card
 from fassd.training.recipe import load_recipe
@@ -49,8 +49,8 @@ def cells(tmp_path, monkeypatch):
 
 def test_the_pages_commands_lead_from_pictures_and_masks_to_labels(cells, succeed):
     done = []
-    for words in command_lines(PAGE):
-        if any("cells" in word for word in words):
+    for command, *words in shell_lines(PAGE):
+        if command == "fassd" and any("cells" in word for word in words):
             more = shlex.split(TINY) if words[0] == "train" else []
             done.append(words[0])
             result = succeed(*words, *more)
