@@ -192,6 +192,7 @@ $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
 
 $(VENV)/.developing: $(VENV)/.torch $(SOURCES)
 	$(PIP) install --quiet -c constraints.txt --editable '.[dev]'
+	$(PIP) install --quiet -c constraints.txt --no-deps --upgrade --target $(VENV)/hub-kernels kernels
 	touch $@ $(VENV)/.installed
 
 clean:
