@@ -227,7 +227,8 @@ $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
 # What is compiled is kept for the wheel of the tests.
 KEEPING := $(if $(filter default,$(origin CXX)),CXX="$(CURDIR)/tests/install/c++")
 $(VENV)/.developing: $(VENV)/.torch $(SOURCES)
-	$(KEEPING) $(PIP) install --quiet $(LATER) -c constraints.txt --editable '.[dev]'
+	$(PIP) install --quiet -c constraints.txt --editable '.[dev]'
+	$(PIP) install --quiet -c constraints.txt --no-deps --upgrade --target $(VENV)/hub-kernels kernels
 	touch $@ $(VENV)/.installed
 
 clean:
