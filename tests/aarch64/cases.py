@@ -106,7 +106,9 @@ def write(file: IO[bytes], every: int, drawn: int) -> int:
     """
     definition.drawn = settings(definition.drawn, max_examples=drawn)
     count = 0
-    for standard in standards():
+    found = list(standards())
+    assert {standard.operator for standard in found} == set(harness.OPERATORS)
+    for standard in found:
         recorder = Recorder(standard.operator, file)
         subject: Any = recorder
         for i, row in enumerate(standard.table[::every]):
