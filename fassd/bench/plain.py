@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from fassd.models import create_model
 from fassd.models.layers import ConvLayer, resize
-from fassd_kernels.reference.upsample import confident_labels
 
 CLASSES = 19
 LOGITS_REDUCTION = 4
@@ -99,12 +98,24 @@ class UpsampleArgmax(Upsample):
 
 
 class UpsampleConfidence(Upsample):
-    """Logits (N, C, h, w) to labels and margins, uint8 (N, 2, H, W), of the picture's size."""
+    """Logits (N, C, h, w) to labels and margins, uint8 (N, 2, H, W), of the picture's size.
+
+    It computes in float32, or in float64 once it is moved there: in 16 bits PyTorch would round the
+    enlarged logits, and margins with them.
+    """
+
+    like: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("like", torch.tensor(()))
 
     def forward(self, logits: Tensor) -> Tensor:
-        # In 16 bits PyTorch would round the enlarged ones, and margins with them.
-        wide = logits if logits.dtype == torch.float64 else logits.float()
-        return confident_labels(super().forward(wide), "margin")
+        wide = torch.promote_types(self.like.dtype, torch.float32)
+        logits = super().forward(logits.to(wide))
+        best = logits.softmax(1).topk(2, 1).values
+        levels = (255 * (best[:, 0] - best[:, 1]) + 0.5).floor()
+        return torch.stack([logits.argmax(1), levels], 1).to(torch.uint8)
 
 
 def picture_size(logits: Tensor) -> tuple[int, int]:

@@ -184,8 +184,9 @@ class SummedViews:
                 classes.
         """
         found = []
-        certain = self.bands(self.temperature)
-        for (_, _, band), (_, _, own) in zip(self.bands(), certain, strict=True):
+        certain = None if self.temperature == 1 else self.bands(self.temperature)
+        for _, _, band in self.bands():
+            own = band if certain is None else next(certain)[2]
             labels = band.max(0).indices.to(torch.uint8)
             certainty = certainty_of(own[None] / self.count, measure)[0].nan_to_num(0.0)
             found.append(torch.stack([labels, (255 * certainty + 0.5).to(torch.uint8)]))
