@@ -48,10 +48,10 @@ def test_plain_yaml(text, value):
         (COLLIDING, "keys must be text"),
         ("? [a]\n: 1", "unhashable key"),
         ("!!timestamp x", "timestamp"),
-        ("!!bool x", "'x' is no bool"),
-        ("!!int x", "'x' is no int"),
-        ("!!int ''", "'' is no int"),
-        ("!!float x", "'x' is no float"),
+        ("!!bool x", "'x' is not a valid bool"),
+        ("!!int x", "'x' is not a valid int"),
+        ("!!int ''", "'' is not a valid int"),
+        ("!!float x", "'x' is not a valid float"),
         ("!!map x", "not enough values|expected a mapping"),
         ("!!binary x", "binary"),
         ("!!set {a}", "set"),
@@ -111,7 +111,7 @@ def test_files_that_are_too_large_or_none(tmp_path):
     assert read_text(path, 11) == 11 * "x"
     with pytest.raises(ValueError, match="at most 10 bytes, has 11"):
         read_text(path, 10)
-    with pytest.raises(ValueError, match="no regular file"):
+    with pytest.raises(ValueError, match="not a regular file"):
         read_text(tmp_path)
     with pytest.raises(FileNotFoundError):
         read_text(tmp_path / "absent")
