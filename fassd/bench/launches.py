@@ -23,7 +23,10 @@ WIDE_ONLY = (  # columns
     *("copy\nM", "product\nM", "epilogue\nM"),
 )
 
-# Title, attribute to sum, unit, and digits.
+MIDDLE = 110  # characters, for all columns but those and these
+NOT_NARROW = ("channels", "waves", "padded\nGFLOP", "instr.\nM", "issue\nus")
+
+# Title, what is summed, in which unit, and digits.
 SUMS: tuple[tuple[str, str, float, int], ...] = (
     ("MB", "bytes", 1e-6, 1),
     ("cache\nMB", "loaded", 1e-6, 0),
@@ -117,14 +120,12 @@ class LaunchReport(BenchReport):
             rate = prediction.batch / prediction.replay
             summary += f"; measured {1e3 * prediction.replay:.3f} ms: {rate:.0f} frames/s"
         yield Text(summary)
-        columns = [
-            column
-            for column in columns_of(prediction)
-            if width >= WIDE or column.heading not in WIDE_ONLY
-        ]
+        left_out: tuple[str, ...] = WIDE_ONLY if width < WIDE else ()
+        left_out += NOT_NARROW if width < MIDDLE else ()
+        columns = [each for each in columns_of(prediction) if each.heading not in left_out]
         yield report_table(prediction.groups(), columns)
         yield Text(self.note or "measured: from the end of a kernel to the end of the next")
-        yield LEGEND
+        yield LEGEND + (" A wider terminal shows more columns." if left_out else "")
 
 
 def with_counts(prediction: Prediction, counts: Path) -> Prediction:

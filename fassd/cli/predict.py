@@ -226,7 +226,8 @@ def _summary(done: list[tuple[PictureFile, Size, float]]) -> Table:
     table = plain_table("picture", ">size", ">ms")
     for picture, size, seconds in done[:ROWS_SHOWN]:
         path = str(picture.path)
-        shown = path if picture.name == picture.path.stem else f"{path} -> {picture.name}"
+        told = picture.path.with_suffix("").as_posix().endswith(picture.name)  # unless it got a -2
+        shown = path if told else f"{path} -> {picture.name}"
         table.add_row(escape(shown), str(size), f"{1000 * seconds:.1f}")
     if len(done) > ROWS_SHOWN:
         table.add_row(f"... and {len(done) - ROWS_SHOWN} more", "", "")

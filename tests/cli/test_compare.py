@@ -131,7 +131,7 @@ def test_a_network_of_a_finer_list_is_drawn_by_groups(tmp_path, compare, streets
             "--index must be from 0 to 2, since the split 'val' has 3 pictures, got 3",
         ),
         (("--index", "-1"), "got -1"),
-        (("--index", "one"), "'one' is no whole number; write numbers with commas between"),
+        (("--index", "one"), "'one' is not a whole number; separate numbers by commas"),
         (("--output", "panel.jpeg2"), "--output must be the name of a PNG file, NAME.png, got"),
         (("--model", "fassd"), "unknown model 'fassd'"),
         (("--model", "fassd_net=missing.pth"), "no weights file 'missing.pth'"),

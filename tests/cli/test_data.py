@@ -104,7 +104,7 @@ def test_a_card_is_written_for_a_folder(tmp_path, succeed, run_fassd):
     assert "warning: 1 pictures have no labels" in result.stderr
     assert f"written: {tmp_path}/card.yaml" in result.stderr.replace("\n", "")
     again = run_fassd("data", "new", tmp_path)
-    assert again.exit_code == 2 and "exists already; fassd data check" in again.stderr
+    assert again.exit_code == 2 and "exists already: check it with fassd data check" in again.stderr
     assert run_fassd("data", "new", tmp_path / "nowhere").exit_code == 2
     (tmp_path / "images/2.png").unlink()
     assert "0 errors, 0 warnings" in succeed("data", "check", tmp_path).stderr

@@ -101,7 +101,7 @@ def test_commands_take_the_file(run, card, picture, tmp_path, succeed, refusal):
     assert exported.metadata.variant == NAME and preprocessing_of(exported).channels == "RGB"
     whole = torch.from_numpy(read_image(picture))[None]
     assert (exported.predict_labels(whole)[0].numpy() == right).mean() >= 0.999
-    assert "has its encoder" in refusal(
+    assert "has an encoder: leave out" in refusal(
         "val", "--data", card.root, "-m", file, "--encoder-name", ENCODER
     )
 
@@ -170,4 +170,4 @@ def test_encoders_are_listed(succeed, refusal):
     part = succeed("info", "--encoders", "regnet").stdout  # of a name
     assert len(part.splitlines()) > 40 and "regnety_002" in part
     assert "that fits is named" in refusal("info", "--encoders", "vit_base_patch16_224")
-    assert "named like 'resnt'" in refusal("info", "--encoders", "resnt")
+    assert "matches 'resnt'" in refusal("info", "--encoders", "resnt")

@@ -174,7 +174,7 @@ def test_without_tensorrt_the_line_for_trtexec_is_printed(succeed, tmp_path, mon
         (("-o", "net.xml", "--opset", "18"), "opset is ONNX's, and the format is openvino"),
         (("-o", "net.onnx", "--dtype", "int8", "--size", "dynamic"), "calibrated at one size"),
         (("-o", "net.onnx", "--dtype", "bfloat16"), "dtype must be float32, float16, int8"),
-        (("-o", "net.onnx", "--calibration", "x"), "--calibration: only with --dtype int8"),
+        (("-o", "net.onnx", "--calibration", "x"), "--calibration works only with --dtype int8"),
         (("-o", "net.onnx", "-w", "random", "--dtype", "float16", "--verify"), "amplify rounding"),
         (("-o", "net.pt2", "--backend", "nonsense", "--size", SIZE), "nonsense"),
         (

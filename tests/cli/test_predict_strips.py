@@ -149,14 +149,14 @@ def test_a_file_from_python(source, tmp_path):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--memory", "1GiB"), "--memory is of --strips, which is not given"),
-        (("--scratch", "x"), "--scratch is of --strips and --tiles, neither"),
-        (("--strips", "--tiles", "128"), "--strips or --tiles: give one of them"),
-        (("--tiles", "128", "--probabilities", "npz"), "leave --probabilities away"),
-        (("--strips", "--size", "64x64"), "leave --size away"),
-        (("--strips", "--flip", "--probabilities", "npz"), "leave --flip, --probabilities away"),
-        (("--strips", "--memory", "much"), "'much' is no size of memory"),
-        (("--strips", "--memory", "0"), "'0' is no size of memory"),
+        (("--memory", "1GiB"), "--memory works only with --strips"),
+        (("--scratch", "x"), "--scratch works only with --strips or --tiles"),
+        (("--strips", "--tiles", "128"), "--strips and --tiles exclude each other"),
+        (("--tiles", "128", "--label-ids", "cityscapes"), "leave out --label-ids"),
+        (("--strips", "--size", "64x64"), "leave out --size"),
+        (("--strips", "--flip", "--confidence", "margin"), "leave out --confidence, --flip"),
+        (("--strips", "--memory", "much"), "'much' is not an amount of memory"),
+        (("--strips", "--memory", "0"), "'0' is not an amount of memory"),
         (("--strips", "--memory", "1KB"), "is not enough for a strip"),
         (("--strips", "-o", "x.png"), "must be a folder or end in .tif, .tiff"),
         (("--strips", "--range", "auto"), "a range of auto needs the whole picture"),
@@ -171,7 +171,7 @@ def test_videos_are_refused(tmp_path, refusal):
     video = tmp_path / "a.mp4"
     video.write_bytes(b"")
     told = refusal("predict", video, "-o", tmp_path / "out", *FUSED, "--strips")
-    assert "--strips is of pictures" in told
+    assert "--strips takes pictures" in told
 
 
 @pytest.mark.parametrize(

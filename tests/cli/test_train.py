@@ -135,7 +135,7 @@ def test_a_dry_run_prints_the_settings_and_writes_nothing(tmp_path, succeed, dat
         (("-m", "unet"), "unknown model 'unet'"),
         (("--encoder", "vgg"), "encoder must be 'imagenet' or 'random', got 'vgg'"),
         (("--resume",), "there is no checkpoint in it"),
-        (("--resume", "--batch", "9"), "--resume takes the settings of the run; leave out batch"),
+        (("--resume", "--batch", "9"), "--resume keeps the settings of the run: leave out batch"),
         (("--resume", "--steps", "9"), "there is no checkpoint in it"),
         (("-s", "class_weights=1"), "unknown setting 'class_weights'; known are model"),
     ],

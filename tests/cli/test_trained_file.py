@@ -167,7 +167,7 @@ def test_an_exported_file_keeps_names_and_is_scored_by_them(plants, tmp_path, su
 
     renamed = refusal("export", *arguments, file, "--data", plants / "renamed.yaml")
     assert "only the network has 'sky; é'" in renamed
-    assert "MODEL must be" in refusal("export", "-o", file)
+    assert "which network?" in refusal("export", "-o", file)
 
 
 def test_compare_shows_classes_by_name(plants, tmp_path, succeed, refusal):

@@ -385,7 +385,7 @@ def test_few_pictures_fill_a_batch_of_many():
     for count, batches in ((1, 1), (3, 1), (4, 1), (5, 2)):
         found = exporter._batches(streets(count))
         assert [batch.shape for batch in found] == [(4, 3, *SIZE)] * batches
-    with pytest.raises(ExportError, match="int8 needs pictures to calibrate with"):
+    with pytest.raises(ExportError, match="int8 needs pictures for calibration"):
         exporter._batches([])
 
 

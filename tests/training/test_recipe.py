@@ -129,7 +129,7 @@ LONG = "x" * 100_000
         (f"? {LONG[:1000]}\n: 1", "unknown setting"),
         ("steps: 1\nsteps: 2", "the key 'steps' stands twice"),
         ("!!timestamp x", "is no YAML"),
-        ("steps: !!int x", "is no YAML: 'x' is no int"),
+        ("steps: !!int x", "is no YAML: 'x' is not a valid int"),
         ("&a {crop: [*a]}", "is no YAML: an alias stands inside"),
         ("[" * 10_000, "is no YAML"),
         ("workers: 1000000", "workers must be less than or equal to 1024, got 1000000"),
