@@ -130,8 +130,8 @@ def accelerate(
             stacklevel=2,
         )
     elif not disabled():
-        # The fused modules answer in channels_last. Convolutions that stay as they are do so too
-        # with such inputs, and nothing between them is laid out anew.
+        # The fused modules return channels_last. Convolutions that were not replaced do the same
+        # with such inputs, so that nothing between them is converted.
         first = next(m for m in fused.modules() if isinstance(m, (Fused, nn.Conv2d)))
         lays_out = isinstance(fused, FusedNetwork) and isinstance(fused.base, Encoder)
         if not isinstance(first, Fused) and first.weight.is_cpu and not lays_out:

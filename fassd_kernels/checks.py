@@ -40,8 +40,8 @@ def checked(
     PyTorch's convolution, PReLU and interpolation refuse some empty shapes; the operators do not.
 
     Args:
-        check: takes all arguments, by name.
-        differentiable: whether the result has gradients.
+        check: function of all arguments, by name.
+        differentiable: True if the result has gradients.
     """
 
     def decorate(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -197,7 +197,8 @@ def check_branches(
     """Check a module whose first weight gives the width of all its branches, which a 1x1 joins.
 
     Args:
-        kernels: of each weight but the last; a 1x3 comes behind a 3x1, all others see the input.
+        kernels: kernel of each weight except the last; a 1x3 follows a 3x1, all others read the
+            input.
         branches: number of them.
 
     Returns:

@@ -47,7 +47,7 @@ TRAINING = (
     "pixel_losses",
     "pixel_losses_backward",
 )
-# Likewise, what pictures that are done in strips call (fassd_kernels.modules.strips).
+# Likewise, operators for pictures in strips (fassd_kernels.modules.strips).
 STRIPS = (
     "upsample_rows",
     "upsample_argmax_rows",
@@ -118,8 +118,8 @@ def load_cpu_extension() -> tuple[str | None, str, Any]:
         return reason, "", None
     try:
         path = importlib.import_module(f"{__package__}._C").__file__
-        # The one that PyDLL gives keeps the interpreter's lock: it is done before another thread
-        # wakes.
+        # PyDLL keeps the interpreter's lock during the call, which ends before another thread could
+        # wake up.
         function = ctypes.PyDLL(path).fassd_kernels_checksum
         for name in (*OPERATORS, *TRAINING, *STRIPS):
             getattr(torch.ops.fassd_kernels, name)
@@ -147,8 +147,8 @@ if f"{__package__}._C" not in sys.modules and torch._C._dispatch_has_kernel(
         "operators registered; use one of the two"
     )
 
-# Why the compiled extensions are not there; None where they are. A torch without CUDA lacks the
-# symbols that _C_cuda needs, so it is not even tried there.
+# Reasons why the compiled extensions are not available; None if they are. A torch without CUDA
+# lacks the symbols that _C_cuda needs, so loading it is not even tried.
 CPU_MISSING, CPU_CAPABILITY, _CHECKSUM = load_cpu_extension()
 CUDA_MISSING = load_extension("_C_cuda") if torch.version.cuda else "torch has no CUDA"
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -354,7 +354,7 @@ def runs_on(architectures: Sequence[str], capability: tuple[int, int]) -> bool:
 
 @functools.cache
 def triton_operator(row: Operator) -> Callable[..., Tensor]:
-    """A function of :mod:`fassd_kernels.triton`, imported when it is first wanted."""
+    """A function of :mod:`fassd_kernels.triton`, which is imported on first use."""
     return getattr(importlib.import_module(f"{__package__}.triton.{row.family}"), row.name)
 
 

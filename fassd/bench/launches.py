@@ -17,8 +17,8 @@ from fassd.bench.tables import BenchReport, Column, report_table
 if TYPE_CHECKING:
     from fassd.bench.costs.cuda import LaunchGroup, PredictedLaunch, Prediction
 
-WIDE = 240  # characters, that all columns need
-WIDE_ONLY = (  # columns
+WIDE = 240  # characters needed by all columns
+WIDE_ONLY = (  # columns that are only shown then
     *("tile", "taps", "blocks", "KB", "cache\nMB", "GFLOP", "memory\nus", "arithmetic\nus"),
     *("copy\nM", "product\nM", "epilogue\nM"),
 )
@@ -26,7 +26,7 @@ WIDE_ONLY = (  # columns
 MIDDLE = 110  # characters, for all columns but those and these
 NOT_NARROW = ("channels", "waves", "padded\nGFLOP", "instr.\nM", "issue\nus")
 
-# Title, what is summed, in which unit, and digits.
+# Title, attribute to sum, unit, and digits.
 SUMS: tuple[tuple[str, str, float, int], ...] = (
     ("MB", "bytes", 1e-6, 1),
     ("cache\nMB", "loaded", 1e-6, 0),

@@ -287,7 +287,7 @@ def _pictures(
     bands: int | None = None,
     least: int = 0,
 ) -> list[npt.NDArray[np.uint8]]:
-    """At most `count` pictures at a size, in colours or of so many bands.
+    """At most `count` pictures at a size, in colours or with that many bands.
 
     Without sources they are generated streets of a split, whose colours then stand for bands; of
     any size, they have one that was not traced, and the smallest, `least`.

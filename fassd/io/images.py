@@ -257,7 +257,7 @@ def array_to_rgb(
     Args:
         array: (H, W) or (H, W, 1) grey, (H, W, 3) RGB or (H, W, 4) RGBA; bool, uint8, uint16,
             floating point, or with a range any other integer.
-        range: as in `read_image`; alpha always has the full range.
+        range: values that become 0 and 255, as in `read_image`; alpha always has the full range.
         highest: the largest value that integers of more than 8 bits may have.
 
     Raises:

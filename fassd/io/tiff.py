@@ -301,10 +301,10 @@ class TiffRows:
         if page.bitspersample < 8:
             values = values * np.uint8(255 // ((1 << page.bitspersample) - 1))
         with warnings.catch_warnings(), self._naming(f"rows from {first} on"):
-            warnings.simplefilter("ignore", ImageWarning)  # that a strip is dark says nothing
+            warnings.simplefilter("ignore", ImageWarning)  # a dark strip proves nothing
             highest = (1 << page.bitspersample) - 1
             levels = array_to_rgb(values, None if values.dtype == np.uint8 else self.range, highest)
-        # Pillow, and so `read_image`, turns no more than 8 bits around.
+        # Pillow, and so `read_image`, does not invert more than 8 bits.
         inverted = page.photometric == WHITE_IS_ZERO and values.dtype == np.uint8
         return 255 - levels if inverted else levels
 

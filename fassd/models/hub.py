@@ -98,7 +98,7 @@ class Published(
     The network itself is no subclass of the mixin's, so that it needs huggingface_hub only here.
 
     Args:
-        network: of the family.
+        network: a network of the family.
         card: text of its model card; None for `model_card` of the network alone.
     """
 
@@ -295,9 +295,9 @@ def model_card(
     """The text of a network's model card: its metadata, how to use it, what it takes and gives.
 
     Args:
-        network: of the family, made by name.
-        name: of the repository, for the example in it.
-        license: of the weights, by the hub's name for it; the card says none if not given.
+        network: a network of the family, made by name.
+        name: name of the repository, for the example in it.
+        license: licence of the weights, by the hub's name for it; the card says none if not given.
         data: names of the data sets that it was trained on.
         scores: for the card's metadata.
         training: Markdown that follows: how it was trained, what it scores, its limits.

@@ -103,7 +103,7 @@ class NetworkInfo:
             facts = json.loads(text)
             if facts.get("network") is not None:
                 found = cls.from_json(facts["network"])
-            elif "recipe" in facts and "data" in facts:  # of runs that stored no colours
+            elif "recipe" in facts and "data" in facts:  # runs that stored no colours
                 recipe, names = facts["recipe"], map(_text, facts["data"]["classes"])
                 found = cls(_text(recipe["model"]), _alpha(recipe["alpha"]), tuple(names))
             else:

@@ -258,7 +258,7 @@ class FASSDNet(nn.Module):
         >>> model = FASSDNet.from_pretrained("owner/name")
 
         Args:
-            name: of the repository, or the path of a folder.
+            name: name of the repository, or path of a folder.
             options: ``revision``, ``token``, ``cache_dir``, ``force_download`` and
                 ``local_files_only`` of a repository, as huggingface_hub takes them.
 
@@ -303,7 +303,7 @@ class FASSDNet(nn.Module):
 
         Args:
             repo_id: name of the repository, which is made if it is missing.
-            card: as of `save_pretrained`.
+            card: text of the card, as in `save_pretrained`.
             options: ``private``, ``token``, ``commit_message``, ``branch`` and ``create_pr``, as
                 huggingface_hub takes them.
 

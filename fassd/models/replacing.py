@@ -16,7 +16,7 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[IO[bytes]]:
 
     Args:
         path: the name.
-        durable: whether it is whole under this name even after a crash of the machine, which the
+        durable: True makes it complete under this name even after a crash of the machine, which the
             block then waits for.
     """
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -133,7 +133,7 @@ def decode(
         max_pixels: maximum of height times width, read from the file's header.
         size: (height, width) to resize to, bilinear and antialiased; None keeps the picture's.
         range: values that become 0 and 255, as `fassd.io.images.read_image` takes it.
-        bands: how many there must be; None for three colours.
+        bands: required number of bands; None for three colours.
 
     Returns:
         (H, W, 3) uint8 RGB, or (H, W, bands).

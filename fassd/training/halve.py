@@ -36,7 +36,7 @@ def halve(source: Path, target: Path) -> None:
 
 
 def portable(metadata: dict[str, str]) -> dict[str, str]:
-    """The notes without a path that only the machine of the training has."""
+    """The notes without paths, which mean nothing on another machine."""
     facts = read_json(metadata.get("fassd", "{}"))
     recipe = facts.get("recipe", {})
     files = [name for name in ("weights", "teacher") if recipe.get(name) is not None]

@@ -40,8 +40,8 @@ def model_card(
 
     Args:
         path: ``best.safetensors`` or ``last.safetensors`` of a run, in its folder.
-        name: of the repository.
-        license: of the weights, by the hub's name for it.
+        name: name of the repository.
+        license: licence of the weights, by the hub's name for it.
 
     Raises:
         CheckpointError: no file of `fassd train`, or a damaged one.

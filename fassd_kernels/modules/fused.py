@@ -85,7 +85,7 @@ class Fused(nn.Module):
     put into a class of PyTorch or of this project; inside ``torch.func`` transforms and
     forward-mode AD; and in ``torch.onnx.export`` and ``torch.fx.symbolic_trace``, whose graphs then
     hold standard operators alone. Not noticed
-    are methods that are put into somebody else's class once its modules were taken over, and, in a
+    are methods that are put into another project's class after its modules were fused, and, in a
     compiled or exported module, methods that are replaced later.
 
     Attributes:
@@ -188,13 +188,13 @@ class Fused(nn.Module):
         if is_traced():
             return super().forward(x)
         self.repack()  # batch norms may edit their statistics without counting it
-        # What has hooks, or is not on the CPU, is seen where it is computed.
+        # Hooks, and modules that are not on the CPU, are noticed where it computes.
         used = self.training and meant(self.backend) in (AUTO, "cpu")
         with kernels_used(used and not transforming()):
             return super().forward(x)
 
     def prepare(self, x: Tensor) -> tuple[Tensor, Packed] | None:
-        """The input in the type to compute in, and fresh weights; None where it cannot be fused."""
+        """The input in the type to compute in, and fresh weights; None if it cannot be fused."""
         if self.training or disabled():
             return None
         traced = is_traced()
@@ -446,7 +446,7 @@ def is_as_written(kind: type[nn.Module], method: str = "forward") -> bool:
 
 
 def is_ours(kind: type[nn.Module]) -> bool:
-    """Whether a class is of this project or of PyTorch, hence does what its name says."""
+    """True for a class of this project or of PyTorch, which can be trusted to do its job."""
     return kind.__module__.startswith((f"{models.__name__}.", "torch.nn.modules."))
 
 

@@ -301,7 +301,7 @@ def labels_of(logits: Tensor, measure: Measure | None = None, temperature: float
 
 
 def unfused() -> bool:
-    """Whether resizing has to be PyTorch's own: torch.jit.trace makes tensors of sizes."""
+    """True if resizing must be PyTorch's own: torch.jit.trace turns sizes into tensors."""
     return disabled() or transforming() or torch.jit.is_tracing() or exports_onnx()
 
 

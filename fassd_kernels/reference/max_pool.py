@@ -42,20 +42,20 @@ def check_max_pool(input, kernel, stride, padding):
 def max_pool(
     input: Tensor, *, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
 ) -> Tensor:
-    """``F.max_pool2d(input, kernel, stride, padding)``; NaN is larger than all.
+    """``F.max_pool2d(input, kernel, stride, padding)``; NaN counts as the largest value.
 
     Args:
-        input: N x C x H x W, H and W at least 1.
-        kernel: height and width of a window, at most those of the padded input.
+        input: N x C x H x W image, H and W at least 1.
+        kernel: height and width of a window, not larger than the padded input.
         stride: vertical and horizontal step, each at least 1.
-        padding: rows and columns around the input that no window counts, at most half of `kernel`.
+        padding: rows and columns around the input that do not count, at most half of `kernel`.
 
     Returns:
         N x C x H' x W' in the input's dtype, H' = floor((H + 2 padding - kernel) / stride) + 1,
         channels_last.
 
     Raises:
-        RuntimeError: if an argument is not as above; the message names it.
+        RuntimeError: an argument is not as described above; the message names it.
     """
     sides, steps = pair("kernel", kernel), pair("stride", stride)
     return channels_last(F.max_pool2d(input, sides, steps, pair("padding", padding)))

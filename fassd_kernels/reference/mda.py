@@ -90,21 +90,21 @@ def mda(
     Every ``act`` is a batch norm (folded where it follows a convolution) and a PReLU.
 
     Args:
-        input: N x C x H x W.
+        input: N x C x H x W image.
         weights: reduce (M x C x 3 x 3), square (M x M x 3 x 3), vertical (M x M x 3 x 1),
             horizontal (M x M x 1 x 3), project (C x M x 1 x 1).
-        scales: of the input's batch norm (C) and of the sum's (M).
+        scales: scales of the batch norms of the input (C) and of the sum (M).
         shifts: six vectors, input (C), then reduce, square, vertical, horizontal, sum (M each):
-            batch norm's shift, which behind a convolution is its bias.
-        slopes: of the six PReLUs, in the order of `shifts`.
-        packed: what :func:`pack_weight` gave for each weight at its dilation, or None.
-        dilation: of the 3x1 and the 1x3, at least 1.
+            batch norm's shift, which is the bias of a convolution before it.
+        slopes: slopes of the six PReLUs, in the order of `shifts`.
+        packed: results of :func:`pack_weight` for each weight at its dilation, or None.
+        dilation: dilation of the 3x1 and the 1x3, at least 1.
 
     Returns:
         N x C x H x W in the input's dtype, channels_last.
 
     Raises:
-        RuntimeError: if shapes, dtypes or devices disagree; the message names the argument.
+        RuntimeError: shapes, dtypes or devices disagree; the message names the argument.
     """
     x = affine_prelu(input, scales[0], shifts[0], slopes[0])
     x = conv_act([x], weights[0], shifts[1], activation="prelu", slope=slopes[1])

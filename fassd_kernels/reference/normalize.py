@@ -19,7 +19,7 @@ def check_normalize(image, mean, std, dtype):
 def check_picture(
     op: str, image: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
 ) -> tuple[int, int, int, int]:
-    """Check a picture and what normalizes it to a type; return the shape of the result."""
+    """Check a picture and its normalisation to a type; return the shape of the result."""
     check(
         image.dim() == 4 and image.shape[3] == 3,
         f"{op}: image has shape {shape(image)}; expected N x H x W x 3",

@@ -28,7 +28,7 @@ def check_normalize_conv_act(
     op = "normalize_conv_act"
     check_picture(op, image, mean, std, torch.float32)
     stride, dilation = pair("stride", stride, op), pair("dilation", dilation, op)
-    # The picture has no floating type to agree with: the weight's is that of the call.
+    # The picture has no floating type: the weight's is that of the call.
     check_weight(op, "weight", weight, 3, weight, KERNELS)
     check(
         weight.dtype.is_floating_point,

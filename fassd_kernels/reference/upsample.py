@@ -54,7 +54,7 @@ def upsample(input: Tensor, size: Sequence[int], *, align_corners: bool = True) 
 
 
 def check_labels(op: str, input: Tensor, size: Sequence[int]) -> tuple[int, int, int]:
-    """Check logits of which labels are made, and return the labels' shape."""
+    """Check logits that labels are made from, and return the labels' shape."""
     batch, channels, height, width = check_resize(op, input, size)
     check(
         channels >= 1 and channels <= MAX_LABELS,

@@ -222,7 +222,7 @@ class Runner:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of a frame."""
+        """Shape of a frame."""
         return (*(() if self.batch is None else (self.batch,)), *self.size, self.channels)
 
     def reset(self) -> None:
@@ -461,7 +461,7 @@ def ready(model: nn.Module, dtype: torch.dtype | None, device: torch.device) -> 
 
 
 def check_frame(frame: Any, shape: tuple[int, ...]) -> None:
-    """Raise unless `frame` is what a runner for such frames takes."""
+    """Raise unless `frame` is valid for a runner of frames of that shape."""
     kind = "uint8 RGB" if shape[-1] == 3 else "uint8"
     expected = f"expected {kind} of shape {shape}, a NumPy array or a tensor on the CPU"
     if not isinstance(frame, np.ndarray | Tensor):
