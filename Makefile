@@ -11,6 +11,7 @@
 # make sanitize    the same under AddressSanitizer and UndefinedBehaviorSanitizer
 # make slow        the tests that take minutes: eight scenes learnt by heart on the CPU
 # make hub-kernels the kernels as a repository of Hugging Face's `kernels`, into build/hub-kernels
+# make docs        the documentation as a site: build/site/index.html
 # make format      rewrite the sources in the project's format
 # make gpu-report  on a machine with an NVIDIA GPU: conformance and timings, into benchmarks/results;
 #                  FIRST=1: the most important, in two minutes
@@ -38,25 +39,29 @@ NO_AARCH64 := $(strip $(foreach program,aarch64-linux-gnu-g++ aarch64-linux-gnu-
   $(if $(shell command -v $(program)),,$(program))))
 UBSAN := $(filter /%,$(shell $(CXX) -print-file-name=libubsan.so))
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard build_backend/*.py csrc/* csrc/*/*)
-CXX_SOURCES := $(wildcard examples/cpp/*.cpp csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh \
-  tests/aarch64/*.h tests/aarch64/*.cpp)
+CXX_SOURCES := $(wildcard examples/cpp/*.cpp scripts/*/*.cpp csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp \
+  csrc/*/*.cu csrc/*/*.cuh tests/aarch64/*.h tests/aarch64/*.cpp)
 
-.PHONY: aarch64 demo test triton ptx ptx-count ptx-calibrate ptx-networks cuda-architectures oldest-torch isa sanitize score slow lint format gpu-report gpu-carry clean
+.PHONY: demo test triton ptx ptx-count ptx-calibrate ptx-networks cuda-architectures oldest-torch wheels isa aarch64 sanitize sanitizer score slow lint docs format hub-kernels gpu-report gpu-carry clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fassd demo -o demo
 
-test: lint
-	$(PYTEST) $(CORES) --dist loadfile --durations=20 --ignore=tests/triton_backend \
-	  --ignore=tests/ptx --ignore=tests/aarch64
-	$(MAKE) EVERY=16 $(if $(filter Linux,$(shell uname -s)),triton) $(if $(NVCC),ptx) isa aarch64 \
-	  $(if $(ASAN),sanitize)
+# pip would compile 20,000 files to bytecode, one after the other, most of them never imported.
+test: LATER := --no-compile
+test: $(VENV)/.developing
+	$(MAKE) $(TWO) lint docs $(if $(ASAN),sanitizer)
+	$(PYTEST) $(CORES) --dist loadfile --no-loadscope-reorder --durations=20 \
+	  --ignore=tests/triton_backend --ignore=tests/ptx --ignore=tests/aarch64 tests/conformance tests \
+	  --backend cpu
+	$(MAKE) $(TWO) EVERY=16 WORKERS=$(HALF) $(if $(filter Linux,$(shell uname -s)),triton) \
+	  $(if $(NVCC),ptx) isa aarch64 $(if $(ASAN),sanitize)
 	$(if $(ASAN),,@echo "make sanitize was left out: $(CXX) has no libasan.so")
 	$(if $(NVCC),,@echo "make ptx was left out: nvcc is not on this machine")
 
 # pytest is begun a dozen times, and each last test would leave all cores but one without work: two
 # targets at a time, each on half of the cores, keep them all busy.
-TWO = $(MAKE) -j 2 $(if $(filter output-sync,$(.FEATURES)),-Oline)
+TWO := -j 2 $(if $(filter output-sync,$(.FEATURES)),-Oline)
 HALF := $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores > 3 ? cores / 2 : 0)))
 
 # `make test` runs every row of the conformance tables, and 40 drawn calls of each operator, on the
@@ -134,6 +139,11 @@ cuda-architectures: $(VENV)/.developing
 oldest-torch: $(VENV)/.developing
 	PYTHONPATH=tests:. $(BIN)/python -m install.oldest_torch
 
+# One binary, installed beside the PyTorch that the make targets install and beside a later one with
+# CUDA. EVERY: one row in so many of the conformance tables.
+wheels: $(VENV)/.developing
+	PYTHONPATH=tests:. $(BIN)/python -m install.installed --every $(if $(filter 1,$(EVERY)),64,$(EVERY))
+
 # Each worker has a core; what several threads do has tests that ask for them.
 KERNELS = OMP_NUM_THREADS=1 $(PYTEST) -q $(DEALT) $(CONFORMANCE) --backend cpu
 
@@ -156,7 +166,7 @@ ifneq ($(NO_AARCH64),)
 	@echo "make aarch64 was left out: not on this machine: $(NO_AARCH64)"
 else
 	$(TRITON) tests/aarch64
-	PYTHONPATH=tests:. $(KERNELS) -p aarch64.host --every $(if $(filter 1,$(EVERY)),4,48) \
+	PYTHONPATH=tests:. $(KERNELS) $(RESULTS) -p aarch64.host --every $(if $(filter 1,$(EVERY)),4,48) \
 	  $(if $(filter 1,$(EVERY)),,-k "test_table and not contiguous")
 	$(if $(filter 1,$(EVERY)),PYTHONPATH=tests:. $(BIN)/python -m aarch64.cases $(AARCH64_CALLS))
 	$(if $(filter 1,$(EVERY)),AARCH64_CALLS=$(AARCH64_CALLS) $(TRITON) tests/aarch64 -k written)
@@ -191,14 +201,14 @@ lint: $(VENV)/.developing
 	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 
-# Strict: a link that leads nowhere, a page that no menu has, a name without a page fail.
-docs: $(VENV)/.developing
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build
-
 format: $(VENV)/.developing
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+# Strict: a link that leads nowhere, a page that no menu has, a name without a page fail.
+docs: $(VENV)/.developing
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build
 
 hub-kernels: $(VENV)/.installed
 	rm -rf build/hub-kernels
@@ -227,7 +237,7 @@ $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
 # What is compiled is kept for the wheel of the tests.
 KEEPING := $(if $(filter default,$(origin CXX)),CXX="$(CURDIR)/tests/install/c++")
 $(VENV)/.developing: $(VENV)/.torch $(SOURCES)
-	$(PIP) install --quiet -c constraints.txt --editable '.[dev]'
+	$(KEEPING) $(PIP) install --quiet $(LATER) -c constraints.txt --editable '.[dev]'
 	$(PIP) install --quiet -c constraints.txt --no-deps --upgrade --target $(VENV)/hub-kernels kernels
 	touch $@ $(VENV)/.installed
 

@@ -26,6 +26,7 @@ from fassd.models.layers import logits_of
 from fassd.models.preprocess import preprocessing_of
 from fassd_kernels import ops
 from fassd_kernels.accelerate import accelerate
+from fassd_kernels.backends import AUTO, meant
 from fassd_kernels.checks import FLOATING, MAX_LABELS
 from fassd_kernels.modules import Fused, FusedNetwork
 from fassd_kernels.modules.snapshot import has_hooks
@@ -76,7 +77,9 @@ class CameraNetwork(nn.Module):
         if colors:
             if self.preprocessing.channels == "RGB":  # the operator turns pictures around
                 frames = frames.flip(3)
-            x = ops.normalize(frames, mean=mean, std=std, dtype=dtype)
+            plain = meant(AUTO) == "reference"
+            normalize = ops.operator("normalize", "reference") if plain else ops.normalize
+            x = normalize(frames, mean=mean, std=std, dtype=dtype)
         else:  # which is of three colours
             x = ((frames.permute(0, 3, 1, 2) - self.mean) / self.std).to(dtype)
         direct = getattr(self.network, "predict_labels", None)
