@@ -42,17 +42,17 @@ demo: $(VENV)/.installed
 # pip would compile 20,000 files to bytecode, one after the other, most of them never imported.
 test: LATER := --no-compile
 test: $(VENV)/.developing
-	$(TWO) lint $(if $(ASAN),sanitizer)
+	$(MAKE) $(TWO) lint $(if $(ASAN),sanitizer)
 	$(PYTEST) $(CORES) --dist loadfile --no-loadscope-reorder --durations=20 \
 	  --ignore=tests/triton_backend --ignore=tests/ptx tests/conformance tests --backend cpu
-	$(TWO) EVERY=16 WORKERS=$(HALF) $(if $(filter Linux,$(shell uname -s)),triton) \
+	$(MAKE) $(TWO) EVERY=16 WORKERS=$(HALF) $(if $(filter Linux,$(shell uname -s)),triton) \
 	  $(if $(NVCC),ptx) isa $(if $(ASAN),sanitize)
 	$(if $(ASAN),,@echo "make sanitize was left out: $(CXX) has no libasan.so")
 	$(if $(NVCC),,@echo "make ptx was left out: nvcc is not on this machine")
 
 # pytest is begun a dozen times, and each last test would leave all cores but one without work: two
 # targets at a time, each on half of the cores, keep them all busy.
-TWO = $(MAKE) -j 2 $(if $(filter output-sync,$(.FEATURES)),-Oline)
+TWO := -j 2 $(if $(filter output-sync,$(.FEATURES)),-Oline)
 HALF := $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores > 3 ? cores / 2 : 0)))
 
 # `make test` runs every row of the conformance tables, and 40 drawn calls of each operator, on the
