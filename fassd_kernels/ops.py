@@ -139,8 +139,9 @@ def overload(row: Operator, namespace: str) -> Any:
 
 # The names of the operators are the process's: a second copy of this package, the installed one
 # beside one of the Hugging Face hub's, would end it.
+# Triton's namespace is this file's alone; the other may be of the extension, loaded by its path.
 if f"{__package__}._C" not in sys.modules and torch._C._dispatch_has_kernel(
-    f"{NAMESPACE}::{next(iter(OPERATORS))}"
+    f"{TRITON_NAMESPACE}::{next(iter(OPERATORS))}"
 ):
     raise ImportError(
         f"{__package__}: another copy of fassd_kernels is loaded in this process, and has its "
