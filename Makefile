@@ -123,7 +123,7 @@ oldest-torch: $(VENV)/.developing
 # One binary, installed beside the PyTorch that the make targets install and beside a later one with
 # CUDA. EVERY: one row in so many of the conformance tables.
 wheels: $(VENV)/.developing
-	PYTHONPATH=tests:. $(BIN)/python -m install.installed --every $(if $(filter 1,$(EVERY)),16,$(EVERY))
+	PYTHONPATH=tests:. $(BIN)/python -m install.installed --every $(if $(filter 1,$(EVERY)),64,$(EVERY))
 
 # Gradients are PyTorch's of the reference, whichever kernels compute the results. Each worker has
 # a core; what several threads do has tests that ask for them.
