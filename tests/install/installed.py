@@ -95,7 +95,7 @@ def conform(python: Path, wheel: Path, every: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--every", type=int, default=16, help="one row in so many of the tables")
+    parser.add_argument("--every", type=int, default=64, help="one row in so many of the tables")
     every = parser.parse_args().every
     wheel = built()
     print(printed(sys.executable, "-m", "auditwheel", "show", str(wheel)))
