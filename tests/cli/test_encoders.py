@@ -169,5 +169,5 @@ def test_encoders_are_listed(succeed, refusal):
     assert rows["resnet18d"] == [f"{cost.params / 1e6:.2f}", f"{cost.macs / 1e9:.1f}"]
     part = succeed("info", "--encoders", "regnet").stdout  # of a name
     assert len(part.splitlines()) > 40 and "regnety_002" in part
-    assert "that fits is named" in refusal("info", "--encoders", "vit_base_patch16_224")
+    assert "that fits matches 'vit" in refusal("info", "--encoders", "vit_base_patch16_224")
     assert "matches 'resnt'" in refusal("info", "--encoders", "resnt")
