@@ -31,7 +31,7 @@ every_document = pytest.mark.parametrize(
     "document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT))
 )
 
-BLOCK = re.compile(r"^(?:<!-- not run: (.+) -->\n)?```(\w+)\n(.*?)^```$", re.M | re.S)
+BLOCK = re.compile(r"^(?:<!-- not run: ([^\n>]+) -->\n)?```(\w+)\n(.*?)^```$", re.M | re.S)
 REASONS = {"needs a GPU", "needs the result of a training", "needs a hub"}
 """Why a block may be left out; it is compiled all the same."""
 
@@ -48,13 +48,13 @@ def provided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.chdir(tmp_path)
     random = np.random.default_rng(0)
     street = random.integers(0, 256, (96, 160, 3), np.uint8)
-    for name in ("street.jpg", "street.png", "slide.tif"):
+    for name in ("street.jpg", "street.png", "picture.png", "slide.tif"):
         assert cv2.imwrite(name, street)
     assert cv2.imwritemulti("field.tif", [*random.integers(0, 256, (5, 96, 160), np.uint8)])
-    layers = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()
+    layers = nn.Conv2d(64, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()
     model = nn.Sequential(*layers, nn.Conv2d(8, 4, 1)).eval()
     x = torch.randn(1, 64, 32, 32)
-    return {"model": model, "x": x, "batch": x[:, :3], "frame": street}
+    return {"model": model, "x": x, "batch": torch.randn(1, 3, 64, 96), "frame": street}
 
 
 @every_document
