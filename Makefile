@@ -167,7 +167,7 @@ ifneq ($(NO_AARCH64),)
 else
 	$(TRITON) tests/aarch64
 	PYTHONPATH=tests:. $(KERNELS) $(RESULTS) -p aarch64.host --every $(if $(filter 1,$(EVERY)),4,48) \
-	  $(if $(filter 1,$(EVERY)),,-k "test_table and not contiguous")
+	  -k "$(if $(filter 1,$(EVERY)),not another_device,test_table and not contiguous)"
 	$(if $(filter 1,$(EVERY)),PYTHONPATH=tests:. $(BIN)/python -m aarch64.cases $(AARCH64_CALLS))
 	$(if $(filter 1,$(EVERY)),AARCH64_CALLS=$(AARCH64_CALLS) $(TRITON) tests/aarch64 -k written)
 endif

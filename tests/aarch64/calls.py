@@ -12,6 +12,7 @@ from torch import Tensor
 # PyTorch's numbers (c10/core/ScalarType.h).
 NUMBERS = {
     torch.uint8: 0,
+    torch.int32: 3,
     torch.int64: 4,
     torch.float16: 5,
     torch.float32: 6,
@@ -37,7 +38,7 @@ def tensor(value: Tensor) -> bytes:
     head = struct.pack("<i", NUMBERS[value.dtype]) + listed("q", value.shape)
     head += listed("q", value.stride())
     head += struct.pack("<qq", value.storage_offset(), storage.numel())
-    return head + storage.numpy().tobytes()
+    return head + storage.clone().numpy().tobytes()  # what NumPy has seen cannot be resized
 
 
 def argument(kind: str, value: Any) -> bytes:
@@ -102,7 +103,8 @@ def taken_tensor(answers: IO[bytes]) -> Tensor:
     data = bytearray(answers.read(taken(answers, "<q")))
     if not data:
         return torch.empty_strided(sizes, strides, dtype=dtype)
-    return torch.frombuffer(data, dtype=dtype).as_strided(sizes, strides)
+    made = torch.empty_strided(sizes, strides, dtype=dtype)
+    return made.copy_(torch.frombuffer(data, dtype=dtype).as_strided(sizes, strides))
 
 
 def answer(answers: IO[bytes]) -> Any:

@@ -108,6 +108,7 @@ int64_t element_size(int32_t dtype) {
     case half:
     case bfloat16:
       return 2;
+    case int32:
     case float32:
       return 4;
     default:

@@ -35,6 +35,7 @@ class Storage {
 // PyTorch's numbers of dtypes, and the bytes of a value.
 enum Dtype : int32_t {
   uint8 = 0,
+  int32 = 3,
   int64 = 4,
   half = 5,
   float32 = 6,
