@@ -116,7 +116,7 @@ def test_views_are_those_of_val_and_decide_what_is_finished(folder, tmp_path, su
     assert "scales must be one or more positive numbers, got [0.0]" in refusal(
         *run, "--scales", "0"
     )
-    assert "'x' is no number" in refusal(*run, "--scales", "x")
+    assert "'x' is not a number" in refusal(*run, "--scales", "x")
 
 
 def test_label_ids_are_those_of_the_server(folder, tmp_path, succeed):
