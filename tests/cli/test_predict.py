@@ -304,7 +304,7 @@ def test_a_result_never_replaces_a_source(tmp_path, refusal, unbuilt):
     for name in ("x.png", "x_overlay.png"):
         images.write_image(tmp_path / name, np.zeros((64, 64, 3), np.uint8))
     error = refusal("predict", tmp_path, "-o", tmp_path, *FAST)
-    assert f"x_overlay.png is a source, and what {tmp_path}/x.png becomes" in error
+    assert f"x_overlay.png is a source, and the result of {tmp_path}/x.png" in error
     assert files(tmp_path) == ["x.png", "x_overlay.png"]
 
 
