@@ -116,7 +116,7 @@ def test_views_are_those_of_val_and_decide_what_is_finished(folder, tmp_path, su
     assert "scales must be one or more positive numbers, got [0.0]" in refusal(
         *run, "--scales", "0"
     )
-    assert "'x' is no number" in refusal(*run, "--scales", "x")
+    assert "'x' is not a number" in refusal(*run, "--scales", "x")
 
 
 def test_label_ids_are_those_of_the_server(folder, tmp_path, succeed):
@@ -304,7 +304,7 @@ def test_a_result_never_replaces_a_source(tmp_path, refusal, unbuilt):
     for name in ("x.png", "x_overlay.png"):
         images.write_image(tmp_path / name, np.zeros((64, 64, 3), np.uint8))
     error = refusal("predict", tmp_path, "-o", tmp_path, *FAST)
-    assert f"x_overlay.png is a source, and what {tmp_path}/x.png becomes" in error
+    assert f"x_overlay.png is a source, and the result of {tmp_path}/x.png" in error
     assert files(tmp_path) == ["x.png", "x_overlay.png"]
 
 
