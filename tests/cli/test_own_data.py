@@ -41,7 +41,7 @@ def cells(tmp_path, monkeypatch):
     write_cells(Path("cells/test"), ["b01"], rng)
     Path("cells/new").mkdir()
     Path("cells/c01.tif").rename("cells/new/c01.tif")
-    card, recipe = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.M | re.S)
+    card, _, recipe = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.M | re.S)
     Path("cells/card.yaml").write_text(card)
     Path("cells.yaml").write_text(recipe)
     return tmp_path

@@ -66,7 +66,7 @@ def test_certainty_and_ids_are_those_of_the_whole_picture(source, tmp_path, succ
         np.testing.assert_array_equal(made, expected)
     assert (opened(done / "slide_trainids.tif") == 255).any()
     again = run_fassd("predict", source, done, "-o", done, *FUSED, *words)
-    assert "(1 done before)" in again.stderr and "passed over 4" in again.stderr
+    assert "(1 done before)" in again.stderr and "skipped 4 results" in again.stderr
     without = run_fassd("predict", source, "-o", done, *FUSED, "--strips", "--memory", "12MiB")
     assert "done before" not in without.stderr
 
@@ -152,9 +152,9 @@ def test_a_file_from_python(source, tmp_path):
         (("--memory", "1GiB"), "--memory works only with --strips"),
         (("--scratch", "x"), "--scratch works only with --strips or --tiles"),
         (("--strips", "--tiles", "128"), "--strips and --tiles exclude each other"),
-        (("--tiles", "128", "--label-ids", "cityscapes"), "leave out --label-ids"),
+        (("--tiles", "128", "--probabilities", "npz"), "leave out --probabilities"),
         (("--strips", "--size", "64x64"), "leave out --size"),
-        (("--strips", "--flip", "--confidence", "margin"), "leave out --confidence, --flip"),
+        (("--strips", "--flip", "--probabilities", "npz"), "leave out --flip, --probabilities"),
         (("--strips", "--memory", "much"), "'much' is not an amount of memory"),
         (("--strips", "--memory", "0"), "'0' is not an amount of memory"),
         (("--strips", "--memory", "1KB"), "is not enough for a strip"),

@@ -338,7 +338,7 @@ def test_a_batch_that_no_memory_holds_is_refused():
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        (None, "hello", r"net\.pt2: is no \.pt2 file, or a damaged one"),
+        (None, "hello", r"net\.pt2: is not a \.pt2 file, or a damaged one"),
         ("a/model.json", "{}", "no metadata named fassd"),
         ("a/fassd.json", '{"fassd": 1}', "its metadata is not what fassd"),
         (
