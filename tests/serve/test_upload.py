@@ -45,7 +45,7 @@ def test_the_limit_of_pixels_is_exact():
         (encoded(street())[:900], 400, "damaged or truncated"),
         (encoded(street(), "JPEG")[:900], 400, "damaged or truncated"),
         (encoded(Image.new("I", (20, 20), 70_000), "TIFF"), 400, "must be 0 to 65535"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", 415, "no picture"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", 415, "not a picture"),
     ],
 )
 def test_what_is_no_picture(client, data, status, told):
