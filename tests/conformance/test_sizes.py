@@ -138,7 +138,7 @@ def drawn_calls(
 def shape_of(call: Call) -> tuple[int, ...] | None:
     """The shape of a call's result; None where the call is to be refused."""
     try:
-        return tuple(call(call.row.check))
+        return tuple(call.row.check(**call.arguments))
     except RuntimeError:
         return None
 

@@ -13,6 +13,7 @@ from pictures import png, png16
 from PIL import Image, TiffImagePlugin
 
 from fassd.data.masks import MaskCode, examine_mask
+from fassd.io.files import check_file, check_folder
 from fassd.io.images import (
     BACKGROUND,
     FORMATS,
@@ -20,8 +21,6 @@ from fassd.io.images import (
     ImageError,
     ImageWarning,
     array_to_rgb,
-    check_file,
-    check_folder,
     examine_image,
     formats,
     pil_to_rgb,

@@ -341,7 +341,7 @@ def test_a_validation_of_nan_is_told_and_counted_and_training_goes_on(card, tmp_
     at_step(trainer, 4, lambda: statistic.fill_(float("nan")), after=True)
     assert trainer.run() is None
     first, second = (text for text in recorder.messages if text.startswith("no score: "))
-    assert "overflows torch.float32 (step 2; so far 1 of the run's" in first
+    assert "overflow torch.float32 (step 2; so far 1 of the run's" in first
     assert "its base.0.norm.running_var is not finite (step 4; so far 2 of the run's" in second
     assert [int(row["step"]) for row in rows(tmp_path / "log.csv")] == [1, 2, 3, 4]
     assert files.latest_state(tmp_path)[1]["unscored"] == 2
