@@ -30,9 +30,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
     """With ``--dist loadfile`` a file's tests share a worker, which makes its fixtures once.
 
-    Those of tests/export share the exported files, those of tests/install a wheel. The conformance
-    suite has no costly fixtures: it is dealt in parts of some forty tests. (Test by test, the
-    scheduler would go through all that it has dealt after each of them.)
+    Those of tests/export share the exported files, with the command's, those of tests/install a
+    wheel. The conformance suite has no costly fixtures: it is dealt in parts of some forty tests.
+    (Test by test, the scheduler would go through all that it has dealt after each of them.)
     """
     if config.getvalue("dist") != "loadfile":
         return None
@@ -43,6 +43,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
             folder = folder_of(nodeid)
             if folder == LAST:
                 return f"{folder} {crc32(nodeid.encode()) % 256}"
+            if nodeid.startswith("tests/cli/test_export.py"):
+                return "tests/export"
             return folder if folder in ("tests/export", FIRST) else super()._split_scope(nodeid)
 
     return Scheduling(config, log)

@@ -189,8 +189,13 @@ def loader(
     )
     with _held_back():
         source = iter(data_loader)
-    for _ in steps:
-        yield [_next(source) for _ in range(accumulate)]
+    try:
+        for _ in steps:
+            yield [_next(source) for _ in range(accumulate)]
+    finally:
+        # A traceback may keep `source`, and with it workers that ignore SIGTERM: Python would wait
+        # for them when it exits.
+        getattr(source, "_shutdown_workers", lambda: None)()
 
 
 def _next(source: Iterator[MicroBatch]) -> MicroBatch:

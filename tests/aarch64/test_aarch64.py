@@ -21,7 +21,6 @@ SETS = [
     ("max", "", "NEON + BF16"),
     ("max", "neon", "NEON"),
     ("cortex-a53", "", "NEON"),
-    ("cortex-a72", "", "NEON"),
     ("cortex-a53", "portable", "portable vectors"),
 ]
 Run = Callable[[Call], Tensor]

@@ -92,7 +92,7 @@ def test_commands_take_the_file(run, card, picture, tmp_path, succeed, refusal):
     for option in (("--encoder-name", "resnet18d"), ("-m", "fassd_net_l2")):
         assert "asked for was" in refusal("val", "--data", card.root, "-w", weights, *option)
 
-    file = tmp_path / "net.onnx"
+    file = tmp_path / "net.pt2"
     succeed(
         "export", "-w", weights, "-o", file, "--size", "64x128", "--encoder-name", ENCODER,
         "--preprocess", "--output", "labels",

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from export.conftest import graphs_made_once
 from PIL import Image
+from typer.testing import CliRunner
 
 import fassd
+from fassd.cli import app
 from fassd.export import ExportedNetwork, Verification
 from fassd.synth import render_street
 from fassd.synth.write import write_tree
@@ -25,21 +27,30 @@ def graphs():
         yield
 
 
-@pytest.fixture(scope="module")
-def net(tmp_path_factory):
-    """A float32 file of L2 with the weights that ship, at 128x256."""
-    from typer.testing import CliRunner
-
-    from fassd.cli import app
-
-    folder = tmp_path_factory.mktemp("files")
-    words = ["export", "fassd_net_l2", "-o", folder / "net.onnx", "--size", SIZE, "--verify"]
-    words += ["--json", folder / "net.json"]
+def exported(path, *words):
+    """The result of the command, which wrote a float32 file of L2 at 128x256."""
+    words = ["export", "fassd_net_l2", "-o", path, "--size", SIZE, *words]
     done = CliRunner().invoke(app, [str(word) for word in words])
     assert done.exit_code == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory):
+    """A file with the weights that ship."""
+    folder = tmp_path_factory.mktemp("files")
+    done = exported(folder / "net.onnx", "--verify", "--json", folder / "net.json")
     assert re.search(r"verified: (100\.0|99\.9)\d+% of labels equal", done.stderr)
     assert re.search(r"written: .*net\.onnx \(9\.\d MiB\)", done.stderr)
     return folder / "net.onnx"
+
+
+@pytest.fixture(scope="module")
+def random_net(tmp_path_factory):
+    """A file with random weights and the classes of CamVid."""
+    path = tmp_path_factory.mktemp("random") / "net.onnx"
+    exported(path, "--data", "camvid", "-w", "random")
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -116,11 +127,9 @@ def test_bench_refuses_what_the_file_is_not(refusal, net, words, message):
     assert re.search(message, done), done
 
 
-def test_bench_of_random_weights_agrees_and_compares_with_itself(succeed, tmp_path):
-    target, base = tmp_path / "random.onnx", tmp_path / "base.json"
-    words = ("-w", "random", "--classes", "5", "--size", SIZE)
-    succeed("export", "fassd_net_l2", "-o", target, *words)
-    words = ("-m", target, "--backend", "onnxruntime", "--repeats", "2", "--warmup", "0")
+def test_bench_of_random_weights_agrees_and_compares_with_itself(succeed, random_net, tmp_path):
+    base = tmp_path / "base.json"
+    words = ("-m", random_net, "--backend", "onnxruntime", "--repeats", "2", "--warmup", "0")
     succeed("bench", "run", *words, "--no-memory", "--json", base)
     rows = json.loads(base.read_text())["results"]
     assert all(row["labels_equal_percent"] > 99 for row in rows)
@@ -199,14 +208,13 @@ def test_a_file_is_no_network_to_export(refusal, net, tmp_path):
     assert "MODEL must be a network's name" in refusal("export", net, "-o", tmp_path / "again.onnx")
 
 
-def test_classes_of_a_card_are_in_the_file_and_its_colours_in_the_results(succeed, tmp_path):
-    target = tmp_path / "net.onnx"
-    words = ("--data", "camvid", "-w", "random", "--size", SIZE)
-    succeed("export", "fassd_net_l2", "-o", target, *words)
-    classes = ExportedNetwork(target).metadata.classes
+def test_classes_of_a_card_are_in_the_file_and_its_colours_in_the_results(
+    succeed, random_net, tmp_path
+):
+    classes = ExportedNetwork(random_net).metadata.classes
     assert len(classes) == 11 and classes[0].name.lower() == "sky"
     Image.fromarray(render_street(128, 256, seed=1)[0]).save(tmp_path / "street.png")
-    succeed("predict", tmp_path / "street.png", "-o", tmp_path / "out", "-m", target)
+    succeed("predict", tmp_path / "street.png", "-o", tmp_path / "out", "-m", random_net)
     painted = np.array(Image.open(tmp_path / "out" / "street_color.png"))
     labels = np.array(Image.open(tmp_path / "out" / "street_trainids.png"))
     colors = np.array([info.color for info in classes], np.uint8)

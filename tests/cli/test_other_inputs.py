@@ -151,12 +151,11 @@ def test_a_runner_takes_frames_of_bands(batch):
     ("kind", "settings"),
     [
         ("onnx", {"size": None, "preprocess": True, "output": "labels+confidence"}),
-        ("openvino", {"batch": 2}),
         ("torch", {"backend": "auto", "preprocess": True, "output": "labels"}),
     ],
 )
 def test_files_take_bands(kind, settings, tmp_path):
-    for name in {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}.get(kind, ()):
+    for name in ("onnx", "onnxruntime") if kind == "onnx" else ():
         pytest.importorskip(name)
     exporter = Exporter(Request("fassd_net_l2+bands5", kind, **{"size": (64, 96), **settings}))
     path = tmp_path / f"net{SUFFIX_OF[kind][0]}"

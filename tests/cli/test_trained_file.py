@@ -149,7 +149,7 @@ def test_val_scores_classes_by_name(plants, tmp_path, succeed, refusal):
 
 
 def test_an_exported_file_keeps_names_and_is_scored_by_them(plants, tmp_path, succeed, refusal):
-    weights, file = plants / "best.safetensors", tmp_path / "net.onnx"
+    weights, file = plants / "best.safetensors", tmp_path / "net.pt2"
     arguments = ("-w", weights, "--size", "64x128", "--no-verify", "-o")
     succeed("export", *arguments, file, "--data", plants / "reordered.yaml")
     metadata = ExportedNetwork(file).metadata

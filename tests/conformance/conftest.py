@@ -22,6 +22,8 @@ SAMPLED_EXAMPLES, SAMPLED_COSTLY = 10, 4
 # Where rows are sampled: one in so many of the tests of layouts. It has no factor in common with
 # the numbers of layouts, dtypes and shapes, so that each of them is met.
 SAMPLED_LAYOUTS = 7
+# And of tests with many cases of one kind: ties, widths, addresses.
+SAMPLED_KINDS = 5
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -42,7 +44,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N",
         help=f"test one row in N of the tables, {SAMPLED_EXAMPLES} drawn calls ({SAMPLED_COSTLY} "
         f"of many launches) in place of {definition.drawn.max_examples}, one layout in "
-        f"{SAMPLED_LAYOUTS}, every second value that is not finite; repeat nothing",
+        f"{SAMPLED_LAYOUTS}, one in {SAMPLED_KINDS} of many alike, every second value that is not "
+        "finite; repeat nothing",
     )
     group.addoption(
         "--tf32",
@@ -114,7 +117,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     not finite an operator meets one or two.
     """
     every = config.getoption("every", None) or 1
-    layouts, values = (SAMPLED_LAYOUTS, 2) if every > 1 else (1, 1)
+    layouts, values, kinds = (SAMPLED_LAYOUTS, 2, SAMPLED_KINDS) if every > 1 else (1, 1, 1)
     steps = {
         "test_table": every,
         "test_table_contiguous": every,
@@ -122,6 +125,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         "test_gradients_of_layouts": layouts,
         "test_non_finite_pixels": values,
         "test_non_finite_vectors": values,
+        "test_labels_of_ties": kinds,
+        "test_every_width": kinds,
+        "test_rows_at_any_address": kinds,
     }
     seen: dict[str, int] = {}
     kept, left = [], []

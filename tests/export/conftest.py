@@ -18,6 +18,8 @@ from fassd.synth import render_street
 
 SIZE = (128, 256)
 LABELS = {"output": "labels", "preprocess": True}
+CERTAIN = {"output": "labels+confidence", "measure": "entropy", "preprocess": True}
+OLD_BATCH = {"dtype": "float16", "batch": 2, "preprocess": True, "opset": 16}
 
 
 @functools.cache
@@ -32,21 +34,23 @@ def pictures() -> list[npt.NDArray[np.uint8]]:
     return streets(3)
 
 
+MODELS: dict[tuple[Any, ...], Any] = {}
+
+
 @contextmanager
 def graphs_made_once() -> Iterator[None]:
     """What files of ONNX, OpenVINO, TensorRT and of 8 bits are made of is often the same graph.
 
     The weights that metadata name have to be the same wherever the name is.
     """
-    models: dict[tuple[Any, ...], Any] = {}
 
     def onnx_model(deployed: Any, data: Metadata, *settings: Any) -> Any:
         # 8 bits start in float32, and get their own metadata.
         data = replace(data, dtype="float32") if data.dtype == "int8" else data
         key = (data.to_json(), *settings)
-        if key not in models:
-            models[key] = onnx_file.onnx_model(deployed, data, *settings)
-        return models[key]
+        if key not in MODELS:
+            MODELS[key] = onnx_file.onnx_model(deployed, data, *settings)
+        return MODELS[key]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fassd.export.write.onnx_model", onnx_model)

@@ -91,3 +91,21 @@ def test_progress_counts_what_was_compiled(
         old.touch()
         raise RuntimeError("nvcc failed")
     assert lines == ["_C_cuda: 1 of 3 compiled, 0 s: csrc/a.cu"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"FASSD_KERNELS_CUDA": "1", "CUDA_HOME": "/nowhere"}, "nvcc was not found"),
+        ({"TORCH_CUDA_ARCH_LIST": "9.0", "CUDA_HOME": "/nowhere"}, "nvcc was not found"),
+        ({"FASSD_KERNELS_CUDA": "yes"}, "FASSD_KERNELS_CUDA is 'yes'; expected 0, 1 or nothing"),
+        ({"FASSD_KERNELS_CUDA": "1", "CXX": "no-such-compiler"}, r"cannot be built: no C\+\+ comp"),
+    ],
+)
+def test_what_is_asked_for_and_impossible_fails(
+    setup: Any, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], message: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match=message):
+        setup.plan()

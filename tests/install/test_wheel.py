@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from install.installed import SEARCH, repaired
-from install.wheels import ROOT, Built, pip_wheel, source_copy
+from install.wheels import ROOT, Built
 
 TRY_IT = """
 import warnings, torch, fassd, fassd_kernels
@@ -102,11 +102,13 @@ def test_it_passes_the_audit(built: Built, tmp_path: Path) -> None:
 
 
 def test_a_sample_of_the_conformance_suite(built: Built, tmp_path: Path) -> None:
-    """Of the wheel alone; `make wheels` runs more, beside other PyTorches."""
+    """Of the wheel alone, a few operators; `make wheels` runs more, beside other PyTorches."""
     shutil.copytree(ROOT / "tests" / "conformance", tmp_path / "tests" / "conformance")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     code = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
-    sample = ["-q", "tests/conformance", "--backend", "cpu", "--every", "128", "-k", "test_table"]
+    names = ("conv_act", "hardblock", "upsample_confidence")
+    sample = [f"tests/conformance/test_{name}.py" for name in names]
+    sample += ["-q", "--backend", "cpu", "--every", "64", "-k", "test_table"]
     out = in_wheel(built, code, *sample, folder=tmp_path).splitlines()[-1]
     assert re.match(r"\d+ passed", out), out
 
@@ -140,23 +142,6 @@ def test_without_a_compiler_the_reference_runs(built_without_compiler: Built) ->
     report = run_from(built_without_compiler)
     assert re.search(r"^cpu +not available: not built: no C\+\+ compiler", report, re.M)
     assert re.search(r"^reference +available", report, re.M)
-
-
-@pytest.mark.parametrize(
-    ("environment", "message"),
-    [
-        ({"FASSD_KERNELS_CUDA": "1", "CUDA_HOME": "/nowhere"}, "nvcc was not found"),
-        ({"TORCH_CUDA_ARCH_LIST": "9.0", "CUDA_HOME": "/nowhere"}, "nvcc was not found"),
-        ({"FASSD_KERNELS_CUDA": "yes"}, "FASSD_KERNELS_CUDA is 'yes'; expected 0, 1 or nothing"),
-        ({"FASSD_KERNELS_CUDA": "1", "CXX": "no-such-compiler"}, "cannot be built: no C++ comp"),
-    ],
-)
-def test_what_is_asked_for_and_impossible_fails(
-    tmp_path: Path, environment: dict[str, str], message: str
-) -> None:
-    result = pip_wheel(source_copy(tmp_path), "--no-build-isolation", **environment)
-    assert result.returncode != 0
-    assert message in result.stdout
 
 
 def test_weights_cards_and_presets_are_in_the_wheel(built: Built) -> None:

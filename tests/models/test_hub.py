@@ -21,7 +21,6 @@ from fassd.models import (
     Preprocessing,
     create_model,
     info_of,
-    list_models,
     load,
 )
 from fassd.models.hub import Score, model_card
@@ -59,8 +58,8 @@ def copied(saved, tmp_path):
     return shutil.copytree(saved[1], tmp_path / "net")
 
 
-@pytest.mark.parametrize("name", list_models())
-def test_every_network_comes_back(name, tmp_path):
+@pytest.mark.parametrize("name", ["fassd_net_l1", "fc_hardnet_70", "baseline_aspp_mda"])
+def test_a_network_comes_back(name, tmp_path):
     network = named(name, alpha=3)
     network.save_pretrained(tmp_path)
     back = FASSDNet.from_pretrained(tmp_path)

@@ -185,12 +185,12 @@ def test_the_switch_is_one_or_zero() -> None:
 
 STEADY = """
 types = (torch.float16, torch.float32)
-calls = [call.to(dtype) for call in (*CONVOLUTIONS, *SEVERAL) for dtype in types]
+calls = [call.to(dtype) for call in (*CONVOLUTIONS, *SEVERAL[1::2]) for dtype in types]
 for call in calls:
-    check(subject(call.operator), call, call.tensors[0].dtype)
+    call(getattr(torch.ops.fassd_kernels_cuda, call.operator))
 before = executor.attributes_set()
 for call in calls[::-1]:
-    check(subject(call.operator), call, call.tensors[0].dtype)
+    call(getattr(torch.ops.fassd_kernels_cuda, call.operator))
 print(before, executor.attributes_set())
 """
 

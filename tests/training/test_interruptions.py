@@ -41,11 +41,11 @@ def stop_at(card, folder, step, **settings):
 # ------------------------------------------------------------------------------------------ stops
 
 
-@pytest.mark.parametrize("step", [1, 3, 5])
-def test_ctrl_c_saves_and_resuming_gives_the_same_run(whole, card, tmp_path, step):
+def test_ctrl_c_saves_and_resuming_gives_the_same_run(whole, card, tmp_path):
+    """Before the first checkpoint; tests of resuming go on from later stops."""
     before = signal.getsignal(signal.SIGINT)
-    stop_at(card, tmp_path, step)
-    assert len(rows(tmp_path / "log.csv")) == step
+    stop_at(card, tmp_path, 1)
+    assert len(rows(tmp_path / "log.csv")) == 1
     resume(card, tmp_path)
     same_run(whole[0], tmp_path)
     assert signal.getsignal(signal.SIGINT) is before

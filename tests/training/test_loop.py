@@ -1,5 +1,7 @@
 """What a run does, and what it says of bad data, settings and numbers."""
 
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
@@ -403,15 +405,18 @@ def test_pictures_that_do_not_read_are_skipped_and_named(tmp_path):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_was_learnt_is_saved_when_no_picture_can_be_read_any_more(card, tmp_path, workers):
     data, away = tmp_path / "data", tmp_path / "away"
-    settings = {"steps": 12, "workers": workers, "val_every": 0, "save_every": 100, "log_every": 1}
+    settings = {"steps": 8, "workers": workers, "val_every": 0, "save_every": 100, "log_every": 1}
     _, whole = run(card, tmp_path / "whole", **settings)
     recipe, moving = small_recipe(**settings), write_cityscapes(data)
     trainer = Trainer(recipe, moving, tmp_path / "run", reporter=Recorder())
     at_step(trainer, 2, lambda: (data / "leftImg8bit/train").rename(away), after=True)
     message = r"none of 6 .*leftImg8bit.png.*Step \d+ is saved; --resume"
-    with pytest.raises(ImageError, match=message):
+    others = multiprocessing.active_children()
+    with pytest.raises(ImageError, match=message) as error:
         trainer.run()
-    assert 2 <= trainer.step < 12  # workers have read ahead
+    # While the traceback is there, which keeps what was read from.
+    assert error.tb and multiprocessing.active_children() == others
+    assert 2 <= trainer.step < 8  # workers have read ahead
     assert len(rows(tmp_path / "run/log.csv")) == trainer.step
     away.rename(data / "leftImg8bit/train")
     resumed = Trainer(None, moving, tmp_path / "run", resume=True, reporter=Recorder())
