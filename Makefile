@@ -23,11 +23,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# OpenMP's threads wait asleep: spinning, they take three times as long where a core is shared.
-# The C++ backend must be there, or the tests fail instead of passing it by. Hundreds of processes
-# are started, which would compile what they import each anew: bytecode is kept.
+# A worker has a core, and one thread: for a small network, two take twice the processor time. Tests of
+# several threads ask for them. Threads wait asleep: spinning, they take three times as long where a
+# core is shared. The C++ backend must be there, or the tests fail instead of passing it by. Hundreds
+# of processes are started, which would compile what they import each anew: bytecode is kept.
 export PYTHONDONTWRITEBYTECODE :=
-PYTEST := OMP_WAIT_POLICY=PASSIVE FASSD_KERNELS_REQUIRE=cpu $(BIN)/python -m pytest
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE FASSD_KERNELS_REQUIRE=cpu $(BIN)/python -m pytest
 # A worker that crashes ends the run, which names the test: with another in its place the run would
 # wait for ever for the rest of that file.
 CORES = -n $(WORKERS) --max-worker-restart 0
@@ -75,10 +76,10 @@ CONFORMANCE := tests/conformance --ignore=tests/conformance/test_registration.py
 RESULTS := --ignore=tests/conformance/test_gradients.py
 # Some tests take half a minute: dealt one by one, they leave no worker without work for long.
 DEALT = $(CORES) --maxschedchunk 1
-TRITON = OMP_NUM_THREADS=1 $(PYTEST) -q $(DEALT) --durations=5
+TRITON = $(PYTEST) -q $(DEALT) --durations=5
 triton: $(VENV)/.developing
 	TRITON_INTERPRET=1 $(TRITON) tests/triton_backend $(CONFORMANCE) --backend triton \
-	  --every $(EVERY)
+	  --every $(EVERY) $(if $(filter 1,$(EVERY)),,$(RESULTS))
 	$(if $(filter 1,$(EVERY)),FASSD_TEST_ARCHITECTURES=all) $(TRITON) tests/triton_backend
 
 # What nvcc makes of csrc/cuda, and Triton of its kernels, executed on the CPU (tests/ptx): of sm_80 as
@@ -148,8 +149,7 @@ oldest-torch: $(VENV)/.developing
 wheels: $(VENV)/.developing
 	PYTHONPATH=tests:. $(BIN)/python -m install.installed --every $(if $(filter 1,$(EVERY)),64,$(EVERY))
 
-# Each worker has a core; what several threads do has tests that ask for them.
-KERNELS = OMP_NUM_THREADS=1 $(PYTEST) -q $(DEALT) $(CONFORMANCE) --backend cpu
+KERNELS = $(PYTEST) -q $(DEALT) $(CONFORMANCE) --backend cpu
 
 # The best instruction set is what `make test` has run on; these are the others, and the reference.
 TILES := -k "bfloat16 and not test_any"

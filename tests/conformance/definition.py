@@ -18,6 +18,7 @@ from conformance.harness import LAYOUTS, Subject, check
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fassd.models.device import torch_threads
 from fassd_kernels import checks
 
 Row = dict[str, Any]
@@ -101,7 +102,7 @@ def standard_tests(
 
     Args:
         table: arguments of the operator's builder and, as ``layout``, that of all tensors; each row
-            is a test in every dtype, and one in float32 and contiguous.
+            is a test in every dtype, and one in float32, contiguous, on two threads.
         few: arguments of a few calls, which are made in every dtype and layout.
         costly: whether a call is many launches: where rows are sampled, fewer calls are drawn.
         strategies: how the arguments of further calls are drawn; dtype and layout are drawn too.
@@ -113,7 +114,8 @@ def standard_tests(
 
     @pytest.mark.parametrize("row", table, ids=describe)
     def test_table_contiguous(subject: Subject, row: Row) -> None:
-        check(subject, call_of(subject, row))
+        with torch_threads(2):
+            check(subject, call_of(subject, row))
 
     @pytest.mark.parametrize("layout", LAYOUTS)
     @pytest.mark.parametrize("shape", few, ids=describe)

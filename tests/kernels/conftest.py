@@ -92,7 +92,12 @@ MODULES = {
 }
 
 
-@pytest.fixture(params=MODULES)
+# One of each class. What computes numbers meets the others, too: `every_module`.
+KINDS = ("dapf", "mda_odd", "aspp", "hardblock", "conv_3x3", "asymmetric_prelu")
+every_module = pytest.mark.parametrize("reference", MODULES, indirect=True)
+
+
+@pytest.fixture(params=KINDS)
 def reference(request: pytest.FixtureRequest) -> nn.Module:
     """A module in eval mode, with random weights and statistics."""
     torch.manual_seed(0)

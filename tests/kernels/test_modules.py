@@ -11,7 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from kernels.changes import edit_in_place
-from kernels.conftest import BACKENDS, FLOAT32, expected_of, first, fuse, relative_error, shake
+from kernels.conftest import (
+    BACKENDS,
+    FLOAT32,
+    every_module,
+    expected_of,
+    first,
+    fuse,
+    relative_error,
+    shake,
+)
 from torch import Tensor, nn
 
 import fassd_kernels
@@ -29,6 +38,7 @@ from fassd_kernels.accelerate import FUSED
 from fassd_kernels.modules import Fused
 
 
+@every_module
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
 def test_equals_the_reference(
@@ -46,6 +56,7 @@ def test_equals_the_reference(
     assert relative_error(result, expected_of(reference, x)) <= FLOAT32
 
 
+@every_module
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
     [(torch.float16, 2e-3), (torch.bfloat16, 1.5e-2), (torch.float64, 1e-12)],
@@ -137,6 +148,7 @@ def test_refused_asymmetric_convolutions() -> None:
 # --- training and gradients ---------------------------------------------------------------------
 
 
+@every_module
 @pytest.mark.parametrize("training", [True, False])
 def test_gradients_equal_the_reference(
     reference: nn.Module, picture: Tensor, training: bool
@@ -161,6 +173,7 @@ def test_gradients_equal_the_reference(
         torch.testing.assert_close(fused.get_buffer(key), buffer, rtol=2e-6, atol=2e-6)
 
 
+@every_module
 def test_training_steps_follow_the_reference(reference: nn.Module, picture: Tensor) -> None:
     plain = copy.deepcopy(reference).double().train()
     fused = fuse(copy.deepcopy(plain)).train()

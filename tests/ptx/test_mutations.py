@@ -6,7 +6,7 @@ import pytest
 from ptx import mutations
 
 TRIED = mutations.tried()
-SAMPLE = [*TRIED[: len(mutations.PRIMITIVES) : 10], *TRIED[len(mutations.PRIMITIVES) :: 40]]
+SAMPLE = [*TRIED[: len(mutations.PRIMITIVES) : 10], *TRIED[len(mutations.PRIMITIVES) :: 80]]
 
 
 @pytest.mark.parametrize("mutation", SAMPLE, ids=str)
