@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fassd
 import fassd_kernels
-from fassd.models import DAPF, MDA, AsymmetricConv2d, HarDBlock
+from fassd.models import DAPF, MDA, AsymmetricConv2d, FASSDNet, HarDBlock, Stage
 from fassd.models.aspp import ASPP
 from fassd.models.layers import ConvLayer
 from fassd_kernels import ops
@@ -65,6 +65,13 @@ def network(name: str = "fassd_net", classes: int = 7, seed: int = 0) -> nn.Modu
     """One of the family in eval mode, with random weights and statistics."""
     torch.manual_seed(seed)
     return shake(fassd.create_model(name, num_classes=classes), seed).eval()
+
+
+def short() -> nn.Module:
+    """Every kind of part in few layers, for what takes a compiler long."""
+    torch.manual_seed(0)
+    stages = (Stage(16, 6, 2), Stage(24, 8, 4))
+    return shake(FASSDNet(4, 3, stages=stages)).eval()
 
 
 def exact(model: nn.Module, x: Tensor) -> Tensor:

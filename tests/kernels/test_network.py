@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels.conftest import exact, network, relative_error, shake
+from kernels.conftest import exact, network, relative_error, shake, short
 from kernels.conftest import random_picture as picture
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -201,7 +201,7 @@ def test_accelerated_again_with_labels() -> None:
 
 def test_compile_fullgraph() -> None:
     """The labels' graph is that of the logits, and the operator that ends it."""
-    model, x = network("fassd_net_l2"), picture(120, 130)
+    model, x = short(), picture(120, 130)
     torch._dynamo.reset()
     fast = accelerate(model, output="labels")
     with torch.no_grad():
@@ -311,7 +311,7 @@ def test_hooks_of_all_modules_see_every_part() -> None:
 
 
 def test_trace_and_export() -> None:
-    model, x = network("fassd_net_l2"), picture(120, 130)
+    model, x = short(), picture(120, 130)
     fast = accelerate(model)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated, and in use

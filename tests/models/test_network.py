@@ -4,9 +4,10 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
+from kernels.conftest import short as few_layers
 from torch import nn
 
-from fassd.models import ASPP, DAPF, MDA, FASSDNet, Stage, create_model, list_models
+from fassd.models import ASPP, DAPF, MDA, create_model, list_models
 
 SMALLEST = {
     "fassd_net_l1": 43,
@@ -24,8 +25,7 @@ def light():
 
 @pytest.fixture(scope="module")
 def short():
-    """Every kind of part in few layers, for what takes a compiler long."""
-    return FASSDNet(4, 3, stages=(Stage(16, 6, 2), Stage(24, 8, 4))).eval()
+    return few_layers()
 
 
 def coarsest(model, x):

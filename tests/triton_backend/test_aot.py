@@ -4,9 +4,9 @@ No GPU is needed. What is compiled are the launches that ask most of a configura
 with a copy, prologues, cleared lanes, enlarged residuals, several branches.
 
 All that takes ten minutes, which ``FASSD_TEST_ARCHITECTURES=all`` asks for. Otherwise sm_86 and
-sm_89, which multiply as sm_80 does, are left out, and each row takes every second of its launches,
-beginning with the first or the second in turn, so that a configuration meets every architecture,
-and a launch every configuration and every architecture.
+sm_89, which multiply as sm_80 does, and bfloat16, which takes what float16 does, are left out, and
+each row takes every second of its launches, beginning with the first or the second in turn, so that
+a configuration meets every architecture, and a launch every configuration and every architecture.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ARCHITECTURES = {
     str(device.arch): device for device in reversed(KNOWN) if str(device.arch) not in LEFT_OUT
 }
 HALVES = (torch.float16,)
-HALF = {"90": (torch.float16, torch.bfloat16)}
+HALF = {"90": (torch.float16, torch.bfloat16)} if ALL else {}
 
 
 def image(channels: int, dtype: torch.dtype, narrow: bool, height: int = 32) -> Tensor:
