@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from export.conftest import graphs_made_once
+from export.graphs import graphs_made_once
 from PIL import Image
 from typer.testing import CliRunner
 

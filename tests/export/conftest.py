@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from export.graphs import graphs_made_once
 
-from fassd.export import SUFFIX_OF, Exporter, Metadata, Request, onnx_file, staged
+from fassd.export import SUFFIX_OF, Exporter, Request, staged
 from fassd.synth import render_street
 
 SIZE = (128, 256)
@@ -32,29 +30,6 @@ def streets(
 @pytest.fixture(scope="session")
 def pictures() -> list[npt.NDArray[np.uint8]]:
     return streets(3)
-
-
-MODELS: dict[tuple[Any, ...], Any] = {}
-
-
-@contextmanager
-def graphs_made_once() -> Iterator[None]:
-    """What files of ONNX, OpenVINO, TensorRT and of 8 bits are made of is often the same graph.
-
-    The weights that metadata name have to be the same wherever the name is.
-    """
-
-    def onnx_model(deployed: Any, data: Metadata, *settings: Any) -> Any:
-        # 8 bits start in float32, and get their own metadata.
-        data = replace(data, dtype="float32") if data.dtype == "int8" else data
-        key = (data.to_json(), *settings)
-        if key not in MODELS:
-            MODELS[key] = onnx_file.onnx_model(deployed, data, *settings)
-        return MODELS[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fassd.export.write.onnx_model", onnx_model)
-        yield
 
 
 Export = Callable[..., tuple[Path, Exporter]]
