@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import copy
 import gc
-import threading
 import warnings
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import pytest
@@ -334,19 +334,13 @@ def test_threads_do_not_mix_their_pictures() -> None:
     run = OnCpu(fast)
     pictures = [picture(seed=seed) for seed in range(4)]
     right = [fast(x) for x in pictures]
-    wrong: list[int] = []
 
     def work(index: int) -> None:
         for _ in range(3):
-            if not torch.equal(run(pictures[index]), right[index]):
-                wrong.append(index)
+            assert torch.equal(run(pictures[index]), right[index])
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
 
 
 def test_on_a_cpu_the_model_is_called() -> None:

@@ -6,9 +6,9 @@ How the queues of a stream depend on each other is tested in ``test_queues.py``.
 from __future__ import annotations
 
 import random
-import threading
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -318,22 +318,16 @@ def test_calls_and_streams_within_a_stream(tiny: Runner) -> None:
 
 
 def test_threads_do_not_mix_their_frames(tiny: Runner) -> None:
-    wrong: list[int] = []
     frames = [[picture(100 * thread + i, 4, 6) for i in range(20)] for thread in range(4)]
     # Before the threads, which have one random generator for the weights.
     right = [[tiny_labels(frame) for frame in own] for own in frames]
 
     def work(index: int) -> None:
-        for result, expected in zip(tiny.stream(frames[index]), right[index], strict=True):
-            if not np.array_equal(result, expected):
-                wrong.append(index)
+        results = list(tiny.stream(frames[index]))
+        assert len(results) == 20 and all(map(np.array_equal, results, right[index]))
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
 
 
 def test_measure(run: Runner) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -139,17 +140,9 @@ def test_error_tells_url_and_where_to_put_the_file(server, tmp_path, monkeypatch
 
 
 def test_many_at_once(server, published, tmp_path):
-    paths, threads = [], []
-    for _ in range(6):
-        threads.append(
-            threading.Thread(
-                target=lambda: paths.append(weights.fetch("FASSD-Net-Cityscapes.pkl").read_bytes())
-            )
-        )
-        threads[-1].start()
-    for thread in threads:
-        thread.join()
-    assert paths == [published] * 6
+    with ThreadPoolExecutor(6) as pool:
+        read = pool.map(lambda _: weights.fetch("FASSD-Net-Cityscapes.pkl").read_bytes(), range(6))
+        assert list(read) == [published] * 6
     assert left_over(tmp_path) == ["FASSD-Net-Cityscapes.pkl"]
 
 
