@@ -64,10 +64,6 @@ Host = Annotated[
         help="Address to listen on. Anything but a loopback address lets other machines in.",
     ),
 ]
-BatchWait = Annotated[
-    float,
-    typer.Option(min=0, max=1000, metavar="MS", help="Milliseconds to wait for more pictures."),
-]
 
 
 @app.command()
@@ -110,7 +106,6 @@ def serve(
         int,
         typer.Option(min=1, max=64, metavar="N", help="Pictures that a network takes at once."),
     ] = 4,
-    batch_wait: BatchWait = 0,
 ) -> None:
     """Serve a live page, and labels over HTTP.
 
@@ -124,9 +119,8 @@ def serve(
     written to disk. There are no passwords: mind who can reach --host. Pages of other sites are
     refused, and no single address can take all places.
 
-    Pictures that come while the network is busy share a batch; --batch-wait waits for more, if
-    others are being read at the time. When --queue is full, the answer is 429. Exit code: 130 after
-    Ctrl-C, 2 if the server cannot start.
+    Pictures that come while the network is busy share a batch. When --queue is full, the answer is
+    429. Exit code: 130 after Ctrl-C, 2 if the server cannot start.
 
     Needs [cyan]pip install 'fassd-net\\[serve]'[/].
 
@@ -175,7 +169,6 @@ def serve(
             queue=queue,
             batch=batch,
             batch_pixels=max_pixels,
-            batch_wait=batch_wait / 1000,
             stuck=max(60, 2 * timeout),
             on_batch=metrics.count_batch,
         )
@@ -184,7 +177,7 @@ def serve(
         local = is_loopback(address)
         _tell(models, host, number, local)
         hosts = {*names, host.lower()} if local or names else None
-        make_server(create_app(catalog, engine, metrics, hosts), timeout).run(sockets=[socket])
+        make_server(create_app(catalog, engine, metrics, hosts)).run(sockets=[socket])
 
 
 def _host_name(text: str) -> str:

@@ -115,11 +115,11 @@ def serving(**settings):
 
 
 @contextlib.contextmanager
-def listening(app=None, patience=20.0, **settings):
+def listening(app=None, **settings):
     """The address of a server on a real socket, of an application or of one with settings."""
     app = app or build(**settings)[0]
     with listen("127.0.0.1", 0) as listener:
-        server = make_server(app, patience)
+        server = make_server(app)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

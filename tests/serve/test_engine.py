@@ -108,29 +108,6 @@ def test_the_line_is_bounded_and_in_order(run):
     assert gate.seen == [0, 2, 3, 5]
 
 
-def test_nobody_waits_for_a_batch_alone_but_for_pictures_that_come(run):
-    gate = Gate()
-    gate.open.set()
-    batches = []
-    engine = run(
-        lambda choice: gate, batch=2, batch_wait=3.0, on_batch=lambda c, n, s: batches.append(n)
-    )
-    started = time.perf_counter()
-    engine.submit(CHOICE, grey(0)).result(5)
-    assert time.perf_counter() - started < 1
-    with engine.coming():
-        one = engine.submit(CHOICE, grey(1))
-        time.sleep(0.1)
-        assert not one.done()  # it waits for what was announced
-        other = engine.submit(CHOICE, grey(2))
-        one.result(1)
-        other.result(1)
-    assert batches == [1, 2]
-    with engine.coming():
-        one = engine.submit(CHOICE, grey(3))
-    one.result(1)  # what was announced did not come
-
-
 def test_stopping_refuses_those_in_line(run):
     gate = Gate()
     engine = run(lambda choice: gate)
