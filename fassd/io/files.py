@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,25 +52,6 @@ def staged(path: Path) -> Iterator[Path]:
         yield inside
         for written in sorted(Path(folder).iterdir(), key=lambda each: each == inside):
             os.replace(written, path.with_name(written.name))
-
-
-def regular(path: str | os.PathLike[str], flags: int) -> int:
-    """Opener (see `open`) of a predictable name in a folder that others may write to.
-
-    Raises:
-        OSError: the name is a link, a pipe, a device or a folder, or one of several names of a
-            file: writes would end up elsewhere, and reads might never end.
-    """
-    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    if os.path.islink(path):  # O_NOFOLLOW is for a link that is made after this
-        raise OSError(f"{os.fspath(path)}: is a link, which is not followed; remove it")
-    handle = os.open(path, flags, 0o666)
-    state = os.fstat(handle)
-    if stat.S_ISREG(state.st_mode) and state.st_nlink <= 1:
-        return handle
-    os.close(handle)
-    what = "a file with other names, too" if stat.S_ISREG(state.st_mode) else "no regular file"
-    raise OSError(f"{os.fspath(path)}: is {what}, which is left alone; remove it")
 
 
 # --------------------------------------------------------------------------------------- checking

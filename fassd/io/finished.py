@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
-
-from fassd.io.files import regular
 
 RECORD = ".fassd-predict.jsonl"
 """Name of the record in an output folder: one JSON object per line, of which the last counts."""
@@ -37,7 +35,6 @@ VIDEO_ENDINGS = {
 }
 """The same for the videos that it writes into a folder, by their view."""
 
-UNSAFE = re.compile(r"[^\w\s{}\":,./\\-]")
 Stamp = list[list[Any]]
 
 
@@ -60,9 +57,6 @@ class Record:
 
     Args:
         folder: output folder, which need not exist.
-
-    Raises:
-        OSError: the record's name is a link, or not a regular file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -88,13 +82,10 @@ class Record:
 
     def _append(self, name: str, key: str) -> None:
         self._finished[name] = key
-        # Written with escapes, a name is harmless to a shell that is made to read the record.
-        line = UNSAFE.sub(
-            lambda found: f"\\u{ord(found[0]):04x}", json.dumps({"name": name, "key": key})
-        )
+        line = json.dumps({"name": name, "key": key})
         # A line feed in front ends a line that a killed process may have left. Text that is
         # appended in one call is not mixed with what other processes append.
-        with open(self.path, "ab", buffering=0, opener=regular) as file:
+        with open(self.path, "ab", buffering=0) as file:
             file.write(f"\n{line}\n".encode())
 
 
@@ -126,26 +117,17 @@ class WrittenFiles:
 
     def _names(self, folder: Path) -> Set[str]:
         if folder not in self._listed:
-            try:
-                self._listed[folder] = _read(folder / RECORD).keys()
-            except OSError:
-                self._listed[folder] = frozenset()
+            self._listed[folder] = _read(folder / RECORD).keys()
         return self._listed[folder]
 
 
 def _read(path: Path) -> dict[str, str]:
     """The keys of a record's names; invalid lines are ignored."""
     found: dict[str, str] = {}
-    try:
-        with open(path, "rb", opener=regular) as file:
-            for line in file:
-                try:
-                    entry = json.loads(line)
-                    found[str(entry["name"])] = entry["key"]
-                except (ValueError, KeyError, TypeError, RecursionError):
-                    continue
-    except FileNotFoundError:
-        pass
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+            entry = json.loads(line)
+            found[str(entry["name"])] = entry["key"]
     return found
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import os
-import secrets
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from fassd.data.dataset import Sample
 from fassd.distributed import is_main
 from fassd.evaluation.evaluate import Evaluation
 from fassd.io.bands import shown
-from fassd.io.files import regular, replacing
+from fassd.io.files import replacing
 from fassd.io.images import write_image
 from fassd.io.palette import colorize
 from fassd.io.panel import Tile, draw_panel
@@ -93,13 +92,12 @@ class CSVLog:
         self.waiting += rows
         size = self.path.stat().st_size
         try:
-            with open(self.path, "ab", opener=regular) as file:
+            with self.path.open("ab") as file:
                 file.write(_lines(self.waiting))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError:
-            with open(self.path, "r+b", opener=regular) as file:
-                file.truncate(size)  # otherwise half a row would stay
+            os.truncate(self.path, size)  # otherwise half a row would stay
             raise
         self.waiting = []
 
@@ -118,13 +116,7 @@ def open_board(folder: Path, after: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(
-            str(folder),
-            purge_step=after + 1 if after else None,
-            # A link under the writer's name would be followed; a name that cannot be predicted
-            # prevents it.
-            filename_suffix=f".{secrets.token_hex(4)}",
-        )
+        return SummaryWriter(str(folder), purge_step=after + 1 if after else None)
     except ImportError:
         why = "the package tensorboard is missing (pip install 'fassd-net[train]')"
     except UnicodeEncodeError:

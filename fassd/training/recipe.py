@@ -141,7 +141,8 @@ class Recipe(BaseModel):
             no average.
         statistics: number of batches from which the batch norm statistics of the averaged weights
             are recomputed before each validation; 0 averages the statistics like the weights.
-        sync_bn: True computes batch norm over all processes instead of over each one's micro-batch.
+        sync_bn: True computes batch norm over all processes instead of over each one's micro-batch;
+            on GPUs only.
         accelerate: True uses fused modules: in training batch norm with its activation, on a CPU;
             in validation all of them.
         deterministic: True uses only algorithms that give the same bits each time; they are slower,

@@ -1,7 +1,6 @@
 """The line: bounded, in order, batched where that changes nothing; a stuck thread shows."""
 
 import threading
-import time
 
 import numpy as np
 import pytest
