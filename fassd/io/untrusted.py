@@ -110,8 +110,12 @@ def shortened(text: str, most: int = 200) -> str:
 
 
 def problem(error: ValidationError) -> str:
-    """The first of pydantic's errors: the field, what is accepted, and what came."""
-    return complaint(error.errors(include_url=False)[0])
+    """The first of pydantic's errors: the field, what is accepted, and what came.
+
+    An unknown key comes first: it may be a known one that is missing, misspelt.
+    """
+    found = error.errors(include_url=False)
+    return complaint(min(found, key=lambda each: each["type"] != "extra_forbidden"))
 
 
 def complaint(details: Mapping[str, Any], skip: int = 0) -> str:
@@ -122,6 +126,9 @@ def complaint(details: Mapping[str, Any], skip: int = 0) -> str:
         skip: number of leading parts to leave out of the field's name.
     """
     said = re.sub(r"^\w+ should ", "must ", details["msg"]).removeprefix("Value error, ")
+    said = said.replace(" after validation", "")
+    if details["type"] in ("model_type", "dict_type"):
+        said = f"must be a mapping, got {shown(details['input'])}"
     place = details["loc"][skip:]
     if not place:  # an error of several fields, which it names
         return shortened(said, 600)
@@ -129,6 +136,8 @@ def complaint(details: Mapping[str, Any], skip: int = 0) -> str:
     field = shortened(field.removeprefix("."), 100)
     if details["type"] == "extra_forbidden":
         return f"{field} is not known"
+    if details["type"] == "missing":
+        return f"{field} is missing"
     return f"{field} {said}, got {shown(details['input'])}"
 
 
