@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import fassd
 from fassd.cli.options import Size
 from fassd.cli.terminal import escape, escape_lines, progress, say
-from fassd.cli.video import Certain, ResultOptions, run_video, source_files
+from fassd.cli.video import ResultOptions, run_video, source_files
 from fassd.io.finished import (
     CONFIDENCE_ENDING,
     LABEL_IDS_ENDING,
@@ -154,16 +154,11 @@ class Batch:
 
     def _read(self, picture: PictureFile, bands: int | None) -> npt.NDArray[np.uint8]:
         """Read one file; remarks on it are printed once, and counted."""
-        from fassd.io.bands import examine_bands
-        from fassd.io.images import examine_image
+        from fassd.io.bands import examine_picture
         from fassd.io.levels import told
 
         limits = self.settings.range, self.settings.max_pixels
-        reading = (
-            examine_image(picture.path, *limits)
-            if bands is None
-            else examine_bands(picture.path, bands, *limits)
-        )
+        reading = examine_picture(picture.path, bands, *limits)
         if reading.range is not None:
             self._ranges[told(self.settings.range, reading.range)] += 1
         self._remark(picture, reading.remarks)
@@ -201,7 +196,8 @@ class Batch:
 
         image = self._read(picture, segmenter.bands)
         started = time.perf_counter()
-        labels, *certainty = Certain(segmenter, self.settings).predict(image)
+        found: Any = segmenter.predict(image, **self.settings.certainty)
+        labels, *certainty = found if self.settings.has_certainty else (found,)
         seconds = time.perf_counter() - started
         colors, settings = segmenter.palette, self.settings
         seen = image if segmenter.bands is None else shown(image)
@@ -260,7 +256,7 @@ class Batch:
             endings = [*OUTPUT_ENDINGS]
             if self._ids is not None:
                 endings.append(LABEL_IDS_ENDING)
-            if self.settings.measure is not None:
+            if self.settings.has_certainty:
                 endings.append(CONFIDENCE_ENDING)
             if self.settings.probabilities is not None:
                 endings.append(PROBABILITIES_ENDINGS[self.settings.probabilities])

@@ -188,8 +188,7 @@ class StripBatch(Batch):
                 folder,
                 memory=memory,
                 tiles=self._strips.tiles,
-                confidence=settings.measure,
-                min_confidence=settings.min_confidence,
+                **settings.certainty,
                 progress=tell,
             ) as labels,
         ):
@@ -232,6 +231,6 @@ class StripBatch(Batch):
         endings = [*STRIP_ENDINGS]
         if self._ids is not None:
             endings.append(STRIP_IDS_ENDING)
-        if self.settings.measure is not None:
+        if self.settings.has_certainty:
             endings.append(STRIP_CONFIDENCE_ENDING)
         return [self.output / f"{source.name}{ending}" for ending in endings]

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fassd.export.exported import ExportedNetwork, default_device, is_exported
-from fassd.inference.pictures import Batch, ImageLike, Order, tensor_to_array, to_bands, to_rgb
+from fassd.inference.pictures import Batch, ImageLike, Order, tensor_to_array, to_picture
 from fassd.inference.views import SummedViews, Views, small_logits, summed
 from fassd.io.images import (
     MAX_PIXELS,
@@ -24,7 +24,7 @@ from fassd.io.images import (
     resized,
 )
 from fassd.io.levels import Range, as_range
-from fassd.io.palette import IGNORE, LabelClass, classes_of
+from fassd.io.palette import IGNORE, LabelClass, classes_of, leave_out
 from fassd.models import create_model, load, load_checkpoint
 from fassd.models.device import DTYPES, pick_device
 from fassd.models.encoder import reparameterize
@@ -158,14 +158,29 @@ class Segmenter:
     def predict(self, image: Batch, *, order: Order = "RGB") -> list[Labels]: ...
     @overload
     def predict(
-        self, image: ImageLike, *, order: Order = "RGB", confidence: Measure
+        self,
+        image: ImageLike,
+        *,
+        order: Order = "RGB",
+        confidence: Measure,
+        min_confidence: float | None = None,
     ) -> Confident: ...
     @overload
     def predict(
-        self, image: Batch, *, order: Order = "RGB", confidence: Measure
+        self,
+        image: Batch,
+        *,
+        order: Order = "RGB",
+        confidence: Measure,
+        min_confidence: float | None = None,
     ) -> list[Confident]: ...
     def predict(
-        self, image: ImageLike | Batch, *, order: Order = "RGB", confidence: Measure | None = None
+        self,
+        image: ImageLike | Batch,
+        *,
+        order: Order = "RGB",
+        confidence: Measure | None = None,
+        min_confidence: float | None = None,
     ) -> Labels | Confident | list[Labels] | list[Confident]:
         """Label every pixel.
 
@@ -193,6 +208,8 @@ class Segmenter:
                 "probability", its "margin" over the second largest, or "entropy", 1 minus its ratio
                 to the entropy of equal probabilities. The probabilities are at the network's
                 temperature (`fassd val --temperature fit`).
+            min_confidence: certainty, from 0 to 1, below which labels become
+                `fassd.io.palette.IGNORE`.
 
         Returns:
             (H, W) class indices at the picture's own size, uint8 (uint16 above 256 classes); with
@@ -206,13 +223,21 @@ class Segmenter:
                 Pillow image, which have their own; or `confidence` is none of the above, or the
                 network only returns labels, or has more than 256 classes.
         """
-        if confidence is not None:
-            self.check_confidence(confidence)
+        if confidence is None:
+            return self._predict_any(image, order, None)
+        self.check_confidence(confidence, min_confidence)
+        found = self._predict_any(image, order, confidence)
+        for labels, certainty in found if isinstance(found, list) else [found]:
+            leave_out(labels, certainty, min_confidence)
+        return found
+
+    def _predict_any(
+        self, image: ImageLike | Batch, order: Order, confidence: Measure | None
+    ) -> Any:
         if isinstance(image, (list, tuple)):
             prefixes = [f"picture {i}: " for i, _ in enumerate(image)]
             pairs = zip(image, prefixes, strict=True)
-            several: Any = [self._predict(*each, order, confidence) for each in pairs]
-            return several
+            return [self._predict(*each, order, confidence) for each in pairs]
         if isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4:
             return self._predict_batch(image, order, confidence)
         return self._predict(image, "", order, confidence)
@@ -246,15 +271,19 @@ class Segmenter:
         return self._resized(logits_of(self._run(self.model, batch, prefix)), size)
 
     def check_confidence(self, measure: str, least: float | None = None) -> None:
-        """Raise ValueError where `predict` does not tell certainty by a measure, or labels of less
-        than `least` cannot be `fassd.io.palette.IGNORE`."""
+        """Check that `predict` gives certainty by a measure.
+
+        Raises:
+            ValueError: it does not; or labels below the certainty `least` cannot become
+                `fassd.io.palette.IGNORE`, which is a class.
+        """
         if measure not in get_args(Measure):
             known = ", ".join(get_args(Measure))
             raise ValueError(f"confidence must be one of {known}, or None, got {measure!r}")
         self._check_output(measure)
         if len(self.classes) > 256:
             raise ValueError(
-                f"confidence is of at most 256 classes, the network has {len(self.classes)}"
+                f"confidence needs at most 256 classes, the network has {len(self.classes)}"
             )
         if least is not None and len(self.classes) > IGNORE:
             raise ValueError(f"--min-confidence writes {IGNORE}, which is a class here")
@@ -265,8 +294,8 @@ class Segmenter:
         output = getattr(getattr(file, "metadata", None), "output", "logits")
         if output != "logits" and not (measure == file.measure is not None and self.views.plain):
             raise ValueError(
-                f"{file.path} gives {output}, and of {measure or 'probabilities'} says nothing: "
-                "export it with --output logits"
+                f"{file.path} gives {output} without {measure or 'probabilities'}: export it with "
+                "--output logits"
             )
 
     def _predict(self, image: Any, prefix: str, order: Order, confidence: Measure | None) -> Any:
@@ -333,8 +362,8 @@ class Segmenter:
                 return self._run(direct, batch, prefix)[0]
         if getattr(getattr(network, "metadata", None), "output", "logits") != "logits":
             raise ValueError(
-                f"{prefix}{network.path} tells how certain labels are at the size alone that it "
-                "takes: resize the picture, or export with --size dynamic, or logits"
+                f"{prefix}{network.path} gives certainty only at the size that it takes: resize "
+                "the picture, or export with --size dynamic, or logits"
             )
         return self._summed(picture, prefix).confident(measure)
 
@@ -342,9 +371,7 @@ class Segmenter:
         """A picture as uint8 RGB, (H, W, 3), or (H, W, bands)."""
         of_file = isinstance(image, (str, os.PathLike))  # whose errors name it themselves
         try:
-            if self.bands is not None:
-                return to_bands(image, self.bands, self.range, order, self.max_pixels)
-            return to_rgb(image, self.range, order, self.max_pixels)
+            return to_picture(image, self.range, order, self.max_pixels, self.bands)
         except ImageError as error:
             if of_file and order == "RGB":
                 raise

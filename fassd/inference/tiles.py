@@ -59,9 +59,9 @@ class TileStep(Step):
     Args:
         segmenter: segmenter that labels a tile.
         picture: picture to label.
-        folder: of the labels' file.
-        side: of a tile, at least 1.
-        measure: of how certain labels are, which the second target is; None for labels alone.
+        folder: folder for the labels' file.
+        side: side of a tile in pixels, at least 1.
+        measure: measure of certainty, which becomes a second target; None for labels alone.
 
     Raises:
         ValueError: the side is invalid, or the network takes other bands than RGB.

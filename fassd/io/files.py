@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,6 +53,51 @@ def staged(path: Path) -> Iterator[Path]:
         yield inside
         for written in sorted(Path(folder).iterdir(), key=lambda each: each == inside):
             os.replace(written, path.with_name(written.name))
+
+
+# ---------------------------------------------------------------------------------------- locking
+
+LOCK = ".lock"
+_LOCKED: set[Path] = set()  # by this process itself, which the system's lock does not keep out
+
+
+class InUseError(OSError):
+    """Another process, or another part of this one, works in a folder."""
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep others out of a folder within the block; the system unlocks it however a process ends.
+
+    Nothing is locked in a folder that cannot be written to, nor, after a warning, where there are
+    no locks.
+
+    Raises:
+        InUseError: others are in it.
+    """
+    place = folder.resolve()
+    busy = InUseError(f"{folder} is in use by another process or run: wait for it, or stop it")
+    if place in _LOCKED:
+        raise busy
+    with contextlib.ExitStack() as stack:
+        if os.access(folder, os.W_OK):
+            try:
+                import fcntl
+
+                file = stack.enter_context((folder / LOCK).open("ab"))
+                # Not flock: worker processes would inherit it and hold it for a while after the
+                # process was killed.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                raise busy from None
+            except (ImportError, OSError) as error:
+                warnings.warn(
+                    f"{folder} cannot be locked ({error}): make sure that no other process uses it",
+                    stacklevel=2,
+                )
+        _LOCKED.add(place)
+        stack.callback(_LOCKED.discard, place)
+        yield
 
 
 # --------------------------------------------------------------------------------------- checking

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 import zlib
@@ -23,6 +24,7 @@ from fassd.io.images import (
     others_passed_over,
 )
 from fassd.io.levels import Range, as_range
+from fassd.io.packages import need
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 
@@ -34,8 +36,6 @@ TILE = 256
 
 MOST_SIDE = 1 << 24
 """Longest permitted side of a picture, in pixels."""
-
-INSTALL = "pip install 'fassd-net[tiff]'"
 
 DEFLATE = (8, 32946)  # codes of the compression, Adobe's and the older one
 PLAIN, SEPARATE, UPRIGHT, JPEG = 1, 2, 1, 7
@@ -313,30 +313,19 @@ class TiffRows:
     def _error(self, why: str) -> ImageError:
         return ImageError(f"{self.path}: {why}")
 
-    def _naming(self, what: str) -> _Naming:
-        return _Naming(self.path, what)
-
-
-class _Naming:
-    """Turn whatever a decoder raises into an `ImageError` that names the file."""
-
-    def __init__(self, path: Path, what: str) -> None:
-        self.path, self.what = path, what
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if not isinstance(error, Exception):
-            return
-        reason = str(error) or type(error).__name__
-        if isinstance(error, ImageError) and self.what == "is damaged":
-            raise ImageError(f"{self.path}: {reason}") from error
-        if isinstance(error, MemoryError):
-            reason = "does not fit in memory"
-        if isinstance(error, FileNotFoundError):
-            raise ImageError(f"{self.path}: no such file") from error
-        raise ImageError(f"{self.path}: {self.what} ({reason})") from error
+    @contextlib.contextmanager
+    def _naming(self, what: str) -> Iterator[None]:
+        """Turn whatever a decoder raises into an `ImageError` that names the file."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise self._error("no such file") from error
+        except Exception as error:
+            reason = str(error) or type(error).__name__
+            if isinstance(error, MemoryError):
+                reason = "does not fit in memory"
+            own = isinstance(error, ImageError) and what == "is damaged"
+            raise self._error(reason if own else f"{what} ({reason})") from error
 
 
 def open_rows(
@@ -414,8 +403,4 @@ def import_tifffile() -> Any:
     Raises:
         ImportError: tifffile is missing; the message says how to install it.
     """
-    try:
-        import tifffile
-    except ImportError as error:
-        raise ImportError(f"TIFF files in strips need tifffile: {INSTALL}") from error
-    return tifffile
+    return need("tifffile", "TIFF files in strips need", "tiff")

@@ -318,7 +318,7 @@ def test_memory_disk_and_another_process(tmp_path, monkeypatch):
     assert all(step.units_within(0, None, 400) == 1 for step in steps if not step.whole)
     with labelled(segmenter, picture, scratch, rows=400) as labels:
         other = labelled(segmenter, picture, scratch)
-        with pytest.raises(OSError, match="another process is at work"), other:
+        with pytest.raises(OSError, match="is in use by another process"), other:
             pass
         assert labels.read(0, 400).shape == (400, 150)
     assert not scratch.exists()

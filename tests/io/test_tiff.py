@@ -7,7 +7,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from fassd.io.bands import read_bands
+from fassd.io.bands import read_picture
 from fassd.io.images import ImageError, ImageWarning, read_image
 from fassd.io.tiff import MOST_BYTES, ArrayRows, TiffRows, open_rows, write_tiff
 
@@ -83,7 +83,7 @@ def test_bits_that_only_tifffile_reads_fill_their_own_range(bits, tmp_path):
     path = written(tmp_path / "a.tif", values, photometric="rgb", bitspersample=bits)
     with TiffRows(path) as rows:
         np.testing.assert_array_equal(rows.read(3, 90), RGB[3:90])
-    np.testing.assert_array_equal(read_bands(path, 3), RGB)
+    np.testing.assert_array_equal(read_picture(path, 3), RGB)
 
 
 @pytest.mark.parametrize("values, range", [(DEEP, (1000, 40000)), (GREY / np.float32(99), (0, 3))])
