@@ -127,9 +127,9 @@ def complaint(details: Mapping[str, Any], skip: int = 0) -> str:
     """
     said = re.sub(r"^\w+ should ", "must ", details["msg"]).removeprefix("Value error, ")
     said = said.replace(" after validation", "")
-    if details["type"] in ("model_type", "dict_type"):
-        said = f"must be a mapping, got {shown(details['input'])}"
     place = details["loc"][skip:]
+    if details["type"] in ("model_type", "dict_type"):
+        said = "must be a mapping" if place else f"must be a mapping, got {shown(details['input'])}"
     if not place:  # an error of several fields, which it names
         return shortened(said, 600)
     field = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in place)

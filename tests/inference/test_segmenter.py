@@ -170,7 +170,7 @@ def test_an_order_that_a_picture_cannot_have(picture, tmp_path):
     Image.fromarray(picture).save(tmp_path / "a.png")
     content = (tmp_path / "a.png").read_bytes()
     for image in (tmp_path / "a.png", str(tmp_path / "a.png"), content, Image.fromarray(picture)):
-        with pytest.raises(ImageError, match=r"order 'BGR' is of arrays and tensors; a \w+ tells"):
+        with pytest.raises(ImageError, match=r"order 'BGR' is for arrays and tensors; a \w+ has"):
             segmenter.predict(image, order="BGR")
         with pytest.raises(ValueError, match="order must be one of RGB, BGR, got 'x'"):
             segmenter.predict(image, order="x")
