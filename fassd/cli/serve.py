@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,7 +24,7 @@ from fassd.cli.terminal import escape, say
 
 if TYPE_CHECKING:
     from fassd.inference.segmenter import Segmenter
-    from fassd.serve.engine import Choice, Networks
+    from fassd.serve.engine import Choice
     from fassd.serve.schemas import Catalog, Limits, ModelInfo
 
 SERVED = ["fassd_net", "fassd_net_l2"]
@@ -140,7 +140,7 @@ def serve(
     from fassd.io.levels import as_range
     from fassd.serve.app import create_app
     from fassd.serve.connection import listen, make_server
-    from fassd.serve.engine import Choice, Engine, Networks
+    from fassd.serve.engine import Choice, Engine, cached
     from fassd.serve.guard import is_loopback
     from fassd.serve.metrics import Metrics
     from fassd.serve.schemas import Limits
@@ -158,7 +158,7 @@ def serve(
             name, backend, dtype = choice
             return build_segmenter(offered[name], backend, dtype, device)
 
-        networks = Networks(load)
+        networks = cached(load)
         choices = [Choice(name, backend, dtype) for name in offered]
         models = [_try_out(networks, choice, offered[choice.model]) for choice in choices]
         catalog = _catalog(models, choices[0], device, limits)
@@ -217,7 +217,7 @@ def _offered(
     return found
 
 
-def _try_out(networks: Networks, choice: Choice, network: Network) -> ModelInfo:
+def _try_out(networks: Any, choice: Choice, network: Network) -> ModelInfo:
     """Load a network and label a small picture, to find errors before the server starts."""
     import numpy as np
 
@@ -227,7 +227,7 @@ def _try_out(networks: Networks, choice: Choice, network: Network) -> ModelInfo:
     from fassd.serve.schemas import ModelInfo, class_table
 
     try:
-        segmenter = networks.get(choice)
+        segmenter = networks(choice)
         segmenter.predict(np.zeros((128, 128, segmenter.bands or 3), np.uint8))
     except UnsuitableError as error:
         raise error.__cause__ or error from None

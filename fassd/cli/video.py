@@ -110,14 +110,6 @@ def video_option(help: str, **settings: Any) -> Any:
     return typer.Option(rich_help_panel="Videos", help=help, **settings)
 
 
-Codec = Annotated[
-    str | None,
-    video_option(
-        "Encoder, by its name in FFmpeg.",
-        metavar="NAME",
-        show_default="libx264 (H.264), or VP9 in .webm",
-    ),
-]
 FrameLimit = Annotated[
     int | None, video_option("Stop after N frames of each video.", metavar="N", min=1)
 ]
@@ -151,7 +143,6 @@ class ResultOptions:
     confidence: Confidence = None
     min_confidence: MinConfidence = None
     probabilities: Probabilities = None
-    codec: Codec = None
     limit: FrameLimit = None
     fps: FrameRate = None
     timeout: Silence = 10
@@ -213,18 +204,15 @@ def prepare_videos(
 
     Raises:
         ImportError: PyAV is not installed.
-        VideoError: the encoder is not available, or does not fit.
+        VideoError: files with that ending cannot hold what is to be shown.
     """
     from fassd.io.find import Video
 
     if not any(isinstance(each, Video) for each in found):
         return
-    from fassd.io.video.writer import EXACT, check_codec, check_exact
+    from fassd.io.video.writer import encoder_for
 
-    if settings.view == "trainids":
-        check_exact(settings.codec or EXACT, suffix.lower())
-    elif settings.codec is not None:
-        check_codec(settings.codec, suffix.lower())
+    encoder_for(suffix.lower(), settings.view == "trainids")
 
 
 def source_files(video: Video) -> list[str] | None:
@@ -273,7 +261,6 @@ def run_video(
             view=settings.view,
             opacity=settings.opacity,
             colors=segmenter.palette,
-            codec=settings.codec,
             limit=settings.limit,
             **settings.certainty,
             on_frame=lambda now: bar.update(task, completed=now.frames, work=_work(now)),

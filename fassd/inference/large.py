@@ -22,9 +22,8 @@ from fassd.inference.strips import plan
 from fassd.inference.tiles import TileStep
 from fassd.io.files import locked
 from fassd.io.images import MAX_PIXELS, ImageError
-from fassd.io.levels import Range
 from fassd.io.palette import leave_out
-from fassd.io.tiff import ArrayRows, TiffRows, open_rows, write_tiff
+from fassd.io.tiff import open_rows, write_tiff
 from fassd.models.info import temperature_of
 
 if TYPE_CHECKING:
@@ -155,7 +154,7 @@ def predict_file(
         raise ValueError("certainty and min_confidence need a confidence, got None")
     output = Path(output)
     folder = scratch_folder(output, scratch)
-    with rows_of(source, segmenter.range, max_pixels) as picture:
+    with open_rows(source, segmenter.range, max_pixels) as picture:
         with labelled(segmenter, picture, folder, **settings) as labels:
             write_labels(output, labels, segmenter.palette)
             if certainty is not None:
@@ -175,16 +174,6 @@ def scratch_folder(output: Path, scratch: str | os.PathLike[str] | None = None) 
         return output.parent / f".{output.name}.strips"
     own = hashlib.sha256(os.fsencode(output.absolute())).hexdigest()[:12]
     return Path(scratch) / f"{output.name}-{own}.strips"
-
-
-@contextlib.contextmanager
-def rows_of(
-    source: str | os.PathLike[str], range: Range = None, max_pixels: int | None = None
-) -> Iterator[TiffRows | ArrayRows]:
-    """`open_rows`, closed when the block ends."""
-    picture = open_rows(source, range, max_pixels)
-    with picture if isinstance(picture, TiffRows) else contextlib.nullcontext():
-        yield picture
 
 
 def identity_of(

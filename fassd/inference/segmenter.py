@@ -34,8 +34,6 @@ from fassd.models.preprocess import normalize, preprocessing_of
 from fassd.models.zoo import is_weights_file, settled
 from fassd_kernels.reference.upsample import Measure
 
-MOST_SCORES = 1 << 28  # of all classes at full size, made at a time
-
 Labels: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Confident: TypeAlias = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
 
@@ -268,7 +266,10 @@ class Segmenter:
         if not self.views.plain:
             return self._summed(picture, prefix).mean(temperature=1.0).log()
         batch, size = self._batch(picture)
-        return self._resized(logits_of(self._run(self.model, batch, prefix)), size)
+        scores = logits_of(self._run(self.model, batch, prefix)).float()
+        if scores.shape[2:] != size:
+            scores = F.interpolate(scores, size, mode="bilinear", align_corners=True)
+        return scores[0]
 
     def check_confidence(self, measure: str, least: float | None = None) -> None:
         """Check that `predict` gives certainty by a measure.
@@ -337,9 +338,13 @@ class Segmenter:
         network: Any = self.model
         if self._is_direct(batch, size):
             return self._run(network.predict_labels, batch, prefix).cpu().numpy()
-        scores = logits_of(self._run(self.model, batch, prefix))
-        labels = torch.stack([self._largest(each[None], size) for each in scores]).cpu().numpy()
-        return labels.astype(np.uint8) if scores.shape[1] <= 256 else labels.astype(np.uint16)
+        found = []
+        for scores in logits_of(self._run(self.model, batch, prefix)).float():
+            alone = SummedViews(size, softmax=False)
+            alone.add(scores[None], None, False)
+            found.append(alone.labels())
+        labels = torch.stack(found).cpu().numpy()
+        return labels if labels.dtype == np.uint8 else labels.astype(np.uint16)
 
     def _is_direct(self, batch: torch.Tensor, size: tuple[int, int]) -> bool:
         """True if the network returns labels of up to 256 classes without full-size scores."""
@@ -406,27 +411,6 @@ class Segmenter:
                 return network(batch)
         except ValueError as error:
             raise ValueError(f"{prefix}{error}") from error
-
-    def _largest(self, scores: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """The class of the largest score at `size`, (H, W)."""
-        classes = scores.shape[1]
-        if scores.shape[2:] == size or classes * size[0] * size[1] <= MOST_SCORES:
-            return self._resized(scores, size).argmax(0)
-        # All scores of 19 classes for a hundred megapixels would take 8 GB.
-        best = self._resized(scores[:, :1], size)[0]
-        labels = torch.zeros(size, dtype=torch.int32, device=scores.device)
-        for index in range(1, classes):
-            plane = self._resized(scores[:, index : index + 1], size)[0]
-            labels.masked_fill_(plane > best, index)
-            torch.maximum(best, plane, out=best)
-        return labels
-
-    def _resized(self, scores: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """The scores of one picture at `size`, (classes, H, W) float32."""
-        scores = scores.float()
-        if scores.shape[2:] != size:
-            scores = F.interpolate(scores, size, mode="bilinear", align_corners=True)
-        return scores[0]
 
 
 def _name(image: Any) -> str:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from fassd.io.files import replacing
 from fassd.io.palette import Draw, drawing, palette
 from fassd.io.video.source import Frame, Trouble, VideoError, VideoSource
-from fassd.io.video.writer import FORMATS, VideoWriter, check_codec
+from fassd.io.video.writer import FORMATS, VideoWriter
 from fassd_kernels.reference.upsample import Measure
 
 View = Literal["overlay", "labels", "side-by-side", "trainids"]
@@ -86,7 +86,6 @@ def segment_video(
     view: View = "overlay",
     opacity: float = 0.5,
     colors: npt.NDArray[np.uint8] | None = None,
-    codec: str | None = None,
     limit: int | None = None,
     confidence: Measure | None = None,
     min_confidence: float | None = None,
@@ -108,7 +107,6 @@ def segment_video(
             the labels themselves, without loss (FFV1, for at most 256 classes).
         opacity: strength of the colours in the overlay.
         colors: (classes, 3) uint8 RGB; by default the segmenter's `palette`, else Cityscapes'.
-        codec: FFmpeg's name of the encoder; None picks one by the ending.
         limit: maximum number of frames to label.
         confidence, min_confidence: as in `fassd.Segmenter.predict`; the overlay fades where labels
             are uncertain.
@@ -121,8 +119,6 @@ def segment_video(
     output = Path(output)
     if output.suffix.lower() not in FORMATS:
         raise VideoError(f"{output}: must end in {', '.join(FORMATS)}, got {output.suffix!r}")
-    if codec is not None:
-        check_codec(codec, output.suffix.lower())
     if colors is None:
         colors = getattr(segmenter, "palette", palette())
     draw = drawing(view, opacity, colors)
@@ -132,7 +128,7 @@ def segment_video(
         label = functools.partial(label, **certain)
     run = _Run(source, limit, on_frame or (lambda _: None))
     with _first_ctrl_c(run.interrupt):
-        return run(output, label, draw, codec)
+        return run(output, label, draw)
 
 
 @contextlib.contextmanager
@@ -171,7 +167,7 @@ class _Run:
         self.summary.interrupted = True
         self._stop_reading()
 
-    def __call__(self, output: Path, label: Label, draw: Draw, codec: str | None) -> Summary:
+    def __call__(self, output: Path, label: Label, draw: Draw) -> Summary:
         threading.Thread(target=self._decode, daemon=True).start()
         try:
             frames = self._frames()
@@ -180,9 +176,7 @@ class _Run:
             shape = draw(first.image, *labels).shape
             with replacing(output) as file:
                 suffix = output.suffix.lower()
-                writer = VideoWriter(
-                    file, suffix, shape[:2], self.source, codec, grey=len(shape) == 2
-                )
+                writer = VideoWriter(file, suffix, shape[:2], self.source, grey=len(shape) == 2)
                 self.summary.size = first.image.shape[:2]
                 self.summary.codec, self.summary.silent = writer.codec, writer.silent
                 encoder = threading.Thread(target=self._encode, args=(writer, draw), daemon=True)

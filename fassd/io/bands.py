@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 
 from fassd.io.images import (
     MAX_PIXELS,
+    PASSED_OVER,
     Content,
     ImageError,
     Reading,
@@ -173,7 +174,7 @@ def _tiff(
             alone = True
             with contextlib.suppress(Exception):  # damage after the first page does not matter
                 alone = bool(tiff.pages[1].is_reduced)  # a smaller copy of the first
-            remarks = [] if alone else ["only the first of several pages is read"]
+            remarks = [] if alone else [PASSED_OVER]
             return *_values([first]), remarks
         pages, index = [first], 1
         while len(pages) <= count and (page := _page(tiff, index, max_pixels)) is not None:

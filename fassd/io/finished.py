@@ -13,19 +13,21 @@ from typing import Any
 RECORD = ".fassd-predict.jsonl"
 """Name of the record in an output folder: one JSON object per line, of which the last counts."""
 
-OUTPUT_ENDINGS = ("_color.png", "_overlay.png", "_trainids.png")
-"""Endings of the files that `fassd predict` writes for a picture; the record names the first."""
+OUTPUT_ENDINGS = {"labels": "_color.png", "overlay": "_overlay.png", "trainids": "_trainids.png"}
+"""Endings of the files that `fassd predict` writes for a picture, by what they show; the record
+names the first."""
 
-LABEL_IDS_ENDING = "_labelids.png"
-CONFIDENCE_ENDING = "_confidence.png"
-PROBABILITIES_ENDINGS = {"npz": "_probabilities.npz", "tiff": "_probabilities.tif"}
-"""Further endings: ids of a card, certainties, probabilities by the kind of file."""
+FURTHER_ENDINGS = {
+    "label-ids": "_labelids.png",
+    "confidence": "_confidence.png",
+    "npz": "_probabilities.npz",
+    "tiff": "_probabilities.tif",
+}
+"""Endings of further files on request: ids of a card, certainties, probabilities."""
 
-STRIP_ENDINGS = ("_trainids.tif", "_overlay.tif")
+STRIP_ENDINGS = {"trainids": "_trainids.tif", "overlay": "_overlay.tif"}
+STRIP_FURTHER_ENDINGS = {"label-ids": "_labelids.tif", "confidence": "_confidence.tif"}
 """The same for a picture that is segmented in strips."""
-
-STRIP_IDS_ENDING = "_labelids.tif"
-STRIP_CONFIDENCE_ENDING = "_confidence.tif"
 
 VIDEO_ENDINGS = {
     "overlay": "_overlay.mp4",
@@ -34,6 +36,13 @@ VIDEO_ENDINGS = {
     "trainids": "_trainids.mkv",
 }
 """The same for the videos that it writes into a folder, by their view."""
+
+TOGETHER = (
+    (*OUTPUT_ENDINGS.values(), *FURTHER_ENDINGS.values()),
+    (*STRIP_ENDINGS.values(), *STRIP_FURTHER_ENDINGS.values()),
+    *((ending,) for ending in VIDEO_ENDINGS.values()),
+)
+"""Endings of the files of one source, of which the record has the first."""
 
 Stamp = list[list[Any]]
 
@@ -99,21 +108,15 @@ class WrittenFiles:
         self._listed: dict[Path, Set[str]] = {}
 
     def __contains__(self, file: Path) -> bool:
-        further = (LABEL_IDS_ENDING, CONFIDENCE_ENDING, *PROBABILITIES_ENDINGS.values())
-        of_pictures = (*OUTPUT_ENDINGS, *further)
-        of_strips = (*STRIP_ENDINGS, STRIP_IDS_ENDING, STRIP_CONFIDENCE_ENDING)
-        endings = (*of_pictures, *of_strips, *VIDEO_ENDINGS.values())
-        ending = next((ending for ending in endings if file.name.endswith(ending)), None)
-        if ending is None:
-            return False
-        noted = os.path.abspath(file)
-        for together in (of_pictures, of_strips):
-            if ending in together:
-                noted = noted.removesuffix(ending) + together[0]
-        return any(
-            Path(noted).relative_to(folder).as_posix() in self._names(folder)
-            for folder in Path(noted).parents
-        )
+        for endings in TOGETHER:
+            ending = next((each for each in endings if file.name.endswith(each)), None)
+            if ending is not None:
+                noted = Path(os.path.abspath(file).removesuffix(ending) + endings[0])
+                return any(
+                    noted.relative_to(folder).as_posix() in self._names(folder)
+                    for folder in noted.parents
+                )
+        return False
 
     def _names(self, folder: Path) -> Set[str]:
         if folder not in self._listed:

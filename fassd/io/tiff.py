@@ -15,14 +15,7 @@ import numpy.typing as npt
 
 from fassd.io.files import replacing
 from fassd.io.finished import stamp
-from fassd.io.images import (
-    MOST_PAGES,
-    ImageError,
-    ImageWarning,
-    array_to_rgb,
-    examine_image,
-    others_passed_over,
-)
+from fassd.io.images import PASSED_OVER, ImageError, ImageWarning, array_to_rgb, examine_image
 from fassd.io.levels import Range, as_range
 from fassd.io.packages import need
 
@@ -45,12 +38,13 @@ BANDS = {WHITE_IS_ZERO: (1,), BLACK_IS_ZERO: (1,), COLORS: (3, 4), PALETTE: (1,)
 UNSPECIFIED, UNASSOCIATED = 0, 2  # kinds of a fourth band: not stated, or alpha
 
 
-class ArrayRows:
-    """The rows of a picture in memory, (H, W, 3) uint8 RGB."""
+class ArrayRows(contextlib.nullcontext["ArrayRows"]):
+    """The rows of a picture in memory, (H, W, 3) uint8 RGB; nothing has to be closed."""
 
     def __init__(
         self, pixels: npt.NDArray[np.uint8], identity: Any = None, remarks: Sequence[str] = ()
     ) -> None:
+        super().__init__(self)
         self.pixels, self.identity, self.remarks = pixels, identity, tuple(remarks)
         self.height, self.width = pixels.shape[:2]
 
@@ -98,7 +92,10 @@ class TiffRows:
         except BaseException:
             self.close()
             raise
-        self.remarks = tuple(others_passed_over(self._count_pages(), "pages"))
+        self.remarks: tuple[str, ...] = ()
+        with contextlib.suppress(Exception):  # damage after the first page does not matter
+            if not self._file.pages[1].is_reduced:  # no smaller copy of the first
+                self.remarks = (PASSED_OVER,)
         self._bands: dict[int, npt.NDArray[Any]] = {}
 
     def __enter__(self) -> TiffRows:
@@ -176,18 +173,6 @@ class TiffRows:
                 "has colours that are multiplied by their alpha (ExtraSamples "
                 f"{', '.join(map(str, extra))}); unassociated alpha (2) is read"
             )
-
-    def _count_pages(self) -> int:
-        """Number of pages that are not smaller copies of others, up to `MOST_PAGES`."""
-        count = 1
-        for index in range(1, MOST_PAGES):
-            try:
-                count += not int(self._file.pages[index].subfiletype) & 1
-            except IndexError:
-                break
-            except Exception:  # damage after the first page does not matter
-                count += 1
-        return count
 
     def _inspect_segments(self) -> None:
         page = self._page

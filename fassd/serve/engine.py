@@ -13,13 +13,14 @@ not wait for each other.
 from __future__ import annotations
 
 import collections
+import functools
 import logging
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -72,44 +73,24 @@ Loader = Callable[[Choice], "Segmenter"]
 # --------------------------------------------------------------------------------------- networks
 
 
-class Networks:
-    """Segmenters, loaded on first use; beyond `keep` the least recently used one is dropped.
+def cached(load: Loader, keep: int = 4) -> Any:
+    """The same function, which keeps the segmenters that were used last.
 
-    Safe to use from several threads.
+    It raises UnsuitableError if the backend cannot run a network on this device in a precision.
     """
 
-    def __init__(self, load: Loader, keep: int = 4) -> None:
-        self._load = load
-        self._keep = keep
-        self._loaded: collections.OrderedDict[Choice, Segmenter] = collections.OrderedDict()
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._loaded)
-
-    def get(self, choice: Choice) -> Segmenter:
-        """The segmenter, loaded if necessary.
-
-        Raises:
-            UnsuitableError: the backend cannot run this network on this device in this precision.
-        """
-        with self._lock:
-            if choice not in self._loaded:
-                while len(self._loaded) >= self._keep:  # first, so that never more are in memory
-                    self._loaded.popitem(last=False)
-                self._loaded[choice] = self._built(choice)
-            self._loaded.move_to_end(choice)
-            return self._loaded[choice]
-
-    def _built(self, choice: Choice) -> Segmenter:
+    @functools.lru_cache(keep)
+    def loaded(choice: Choice) -> Segmenter:
         try:
-            return self._load(choice)
+            return load(choice)
         except (ValueError, RuntimeError) as error:  # fassd_kernels' BackendError is the latter
             LOG.warning("%s cannot be loaded: %s", "/".join(choice), error)
             raise UnsuitableError(
                 f"{choice.model} cannot run here with backend={choice.backend} and "
                 f"dtype={choice.dtype}; choose others"
             ) from error
+
+    return loaded
 
 
 def label_pictures(
@@ -165,7 +146,7 @@ class Engine:
     """The queue and the thread that labels pictures in the order of arrival.
 
     Args:
-        networks: source of the segmenters.
+        networks: function that loads a segmenter, by `cached`.
         queue: maximum number of waiting pictures, not counting those being processed.
         batch: maximum number of pictures in a batch.
         batch_pixels: maximum number of pixels in a batch of several pictures, so that a batch needs
@@ -177,7 +158,7 @@ class Engine:
 
     def __init__(
         self,
-        networks: Networks,
+        networks: Any,
         *,
         queue: int = 16,
         batch: int = 4,
@@ -298,7 +279,7 @@ class Engine:
         """Label a batch; errors are passed to the futures of its pictures."""
         choice = jobs[0].choice
         try:
-            segmenter = self.networks.get(choice)
+            segmenter = self.networks(choice)
             started = time.perf_counter()
             pictures = [job.picture for job in jobs]
             results = label_pictures(segmenter, pictures, jobs[0].measure)

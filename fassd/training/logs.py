@@ -10,7 +10,7 @@ import csv
 import io
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -161,14 +161,11 @@ def _of_data(number: int) -> str:
     return "" if number == 1 else f".{number}"
 
 
-class GuardedWrite(Protocol):
-    """A call of `write` that reports an OSError instead of raising it; True if there was none."""
-
-    def __call__(self, what: str, write: Any, *arguments: Any) -> bool: ...
-
-
 class RunLogs:
-    """The open logs of a run, in its main process; every write goes through `guarded`.
+    """The open logs of a run, in its main process.
+
+    Every write goes through `guarded`, a function of a name, a function and its arguments that
+    reports an OSError instead of raising it, and is True if there was none.
 
     `class_names` holds the class names of each data set that is validated on. Rows logged after
     `step`, the last step that the run has done, are removed.
@@ -179,7 +176,7 @@ class RunLogs:
         folder: Path,
         step: int,
         class_names: Sequence[Sequence[str]],
-        guarded: GuardedWrite,
+        guarded: Callable[..., bool],
     ) -> None:
         self.folder = folder
         self.guarded = guarded

@@ -136,7 +136,10 @@ def reclaim(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]
     # A folder without a checkpoint is not a run's, and no file is created in it.
     with locked(folder) if latest_step(folder) else contextlib.nullcontext():
         found = latest_state(folder)
-        set_damaged_aside(folder)
+        for path, _ in _states(folder)[1]:  # they would replace a good one
+            os.replace(path, path.with_name(f"{path.name}.damaged"))
+        for part in folder.glob(".*.part"):  # of a process that was killed
+            part.unlink()
     return found
 
 
@@ -172,28 +175,10 @@ def save_state(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, 
             os.close(handle)
 
 
-def set_damaged_aside(folder: Path) -> None:
-    """Rename checkpoints that cannot be read, so that they do not replace a good one.
-
-    Files that a killed process left half written are removed.
-    """
-    for name in (NEXT, CHECKPOINT, PREVIOUS):
-        path = folder / name
-        if path.exists():
-            try:
-                _read(path)
-            except UNREADABLE:
-                os.replace(path, path.with_name(f"{name}.damaged"))
-    for part in folder.glob(".*.part"):
-        part.unlink()
-
-
 def _write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     content = safetensors_of(tensors, {"fassd": json.dumps(facts)})
-    with replacing(path) as file:
+    with replacing(path, durable=True) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())  # otherwise a power cut may leave the name without the content
 
 
 def latest_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
@@ -205,22 +190,30 @@ def latest_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[
     Raises:
         StateError: no checkpoint can be read.
     """
-    found: list[tuple[int, dict[str, Tensor], dict[str, Any]]] = []
-    troubles: list[str] = []
-    for name in (NEXT, CHECKPOINT, PREVIOUS):
-        path = folder / name
-        if not path.exists():
-            continue
-        try:
-            tensors, facts = _read(path)
-            found.append((int(facts["step"]), tensors, facts))
-        except UNREADABLE as error:
-            troubles.append(f"{path} is damaged and was skipped ({error})")
+    found, damaged = _states(folder)
+    troubles = [f"{path} is damaged and was skipped ({error})" for path, error in damaged]
     if not found:
         reason = "; ".join(troubles) or "there is no checkpoint in it"
         raise StateError(f"cannot resume from {folder}: {reason}")
-    _, tensors, facts = max(found, key=lambda entry: entry[0])
+    tensors, facts = max(found, key=lambda state: int(state[1]["step"]))
     return tensors, facts, troubles
+
+
+def _states(
+    folder: Path,
+) -> tuple[list[tuple[dict[str, Tensor], dict[str, Any]]], list[tuple[Path, Exception]]]:
+    """The checkpoints that can be read, and the paths of the others with the reasons."""
+    found: list[tuple[dict[str, Tensor], dict[str, Any]]] = []
+    damaged: list[tuple[Path, Exception]] = []
+    for path in (folder / name for name in (NEXT, CHECKPOINT, PREVIOUS)):
+        if path.exists():
+            try:
+                tensors, facts = _read(path)
+                int(facts["step"])
+                found.append((tensors, facts))
+            except UNREADABLE as error:
+                damaged.append((path, error))
+    return found, damaged
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

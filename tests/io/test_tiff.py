@@ -240,18 +240,18 @@ def test_colours_that_are_not_read(array, options, told, tmp_path):
 def test_further_pages_are_told_of(tmp_path):
     path = tmp_path / "pages.tif"
     with tifffile.TiffWriter(path) as file:
-        for reduced in (0, 1, 0):
+        for reduced in (0, 0, 1):
             file.write(GREY, photometric="minisblack", metadata=None, subfiletype=reduced)
     with pytest.warns(ImageWarning) as caught:
         read_image(path)
     with open_rows(path) as rows:
-        assert rows.remarks == ("only the first of 2 pages is read, 1 passed over",)
+        assert rows.remarks == ("only the first of several pages or frames is read",)
         assert str(caught[0].message).endswith(rows.remarks[0])
     Image.fromarray(RGB).save(
         tmp_path / "a.gif", save_all=True, append_images=[Image.new("L", (9, 9))]
     )
     assert open_rows(tmp_path / "a.gif").remarks == (
-        "only the first of 2 frames is read, 1 passed over",
+        "only the first of several pages or frames is read",
     )
 
 

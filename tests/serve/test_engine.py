@@ -10,9 +10,9 @@ from fassd.serve.engine import (
     BusyError,
     Choice,
     Engine,
-    Networks,
     StoppingError,
     UnsuitableError,
+    cached,
     label_pictures,
 )
 
@@ -23,7 +23,7 @@ def run():
     engines = []
 
     def start(load, **settings):
-        engine = Engine(Networks(load), **settings)
+        engine = Engine(cached(load), **settings)
         engine.start()
         engines.append(engine)
         return engine
@@ -125,10 +125,10 @@ def test_stopping_refuses_those_in_line(run):
 
 def test_networks_are_loaded_once_and_the_longest_unused_goes():
     loaded = []
-    networks = Networks(lambda choice: loaded.append(choice.model) or object(), keep=2)
+    networks = cached(lambda choice: loaded.append(choice.model) or object(), keep=2)
     for name in ("a", "b", "a", "c", "a", "b"):
-        networks.get(Choice(name, "auto", "float32"))
-        assert len(networks) <= 2
+        networks(Choice(name, "auto", "float32"))
+        assert networks.cache_info().currsize <= 2
     assert loaded == ["a", "b", "c", "b"]
 
 
