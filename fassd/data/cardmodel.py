@@ -62,7 +62,17 @@ Texts = Annotated[list[Text], OneOrMore, Field(min_length=1)]
 class Block(BaseModel):
     """A mapping of a card, with no other keys than these."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        for key in value if isinstance(value, dict) else ():
+            if key not in cls.model_fields:
+                raise ValueError(
+                    f"unknown key {shown(key)}; accepted are {', '.join(cls.model_fields)}"
+                )
+        return value
 
 
 class CardClass(Block):

@@ -90,7 +90,9 @@ def locked(folder: Path) -> Iterator[None]:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError):
                 raise busy from None
-            except (ImportError, OSError) as error:
+            except ImportError:  # on Windows
+                pass
+            except OSError as error:
                 warnings.warn(
                     f"{folder} cannot be locked ({error}): make sure that no other process uses it",
                     stacklevel=2,

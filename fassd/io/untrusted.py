@@ -110,12 +110,8 @@ def shortened(text: str, most: int = 200) -> str:
 
 
 def problem(error: ValidationError) -> str:
-    """The first of pydantic's errors: the field, what is accepted, and what came.
-
-    An unknown key comes first: it may be a known one that is missing, misspelt.
-    """
-    found = error.errors(include_url=False)
-    return complaint(min(found, key=lambda each: each["type"] != "extra_forbidden"))
+    """The first of pydantic's errors: the field, what is accepted, and what came."""
+    return complaint(error.errors(include_url=False)[0])
 
 
 def complaint(details: Mapping[str, Any], skip: int = 0) -> str:
@@ -138,6 +134,7 @@ def complaint(details: Mapping[str, Any], skip: int = 0) -> str:
         return f"{field} is not known"
     if details["type"] == "missing":
         return f"{field} is missing"
+    field += "" if said.startswith("must ") else ":"
     return f"{field} {said}, got {shown(details['input'])}"
 
 

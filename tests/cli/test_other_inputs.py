@@ -325,7 +325,7 @@ def test_a_network_of_colours_is_not_scored_on_bands(field):
         ("{count: 2, std: 0.5}", "bands.std must be a valid list"),
         ("{count: 2, std: [0.5, 0]}", "std above 0"),
         ("{count: 2, mean: [0.5, x]}", r"bands.mean\[1\] must be a valid number"),
-        ("{count: 2, means: 1}", "bands.means is not known"),
+        ("{count: 2, means: 1}", "bands: unknown key 'means'; accepted are count, mean, std"),
     ],
 )
 def test_bands_of_a_card_are_checked(field, value, message):

@@ -175,7 +175,7 @@ def test_videos_are_refused(tmp_path, refusal):
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("2GiB", 2 << 30), ("1.5g", 3 << 29), ("500 MB", 500 << 20), ("77", 77)]
+    ("text", "size"), [("2GiB", 2 << 30), ("1.5gib", 3 << 29), ("500 MB", 500_000_000), ("77", 77)]
 )
 def test_sizes_of_memory(text, size):
     assert parse_bytes(text) == size

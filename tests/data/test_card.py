@@ -231,7 +231,7 @@ def test_importing_the_package_is_cheap():
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("name: toy", "nome: toy", "nome is not known"),
+        ("name: toy", "nome: toy", "unknown key 'nome'; accepted are name, classes"),
         ("name: toy", "", "name is missing"),
         ("name: toy", "name: 12", "name must be a valid string, got 12"),
         ("name: toy", "name: toy\nname: tay", "the key 'name' stands twice"),
@@ -259,7 +259,7 @@ def test_importing_the_package_is_cheap():
         ("val: val", "on: val", "splits.* must be a valid string, got True"),
         ("ignore: [0]", "ignore: [0]\nrange: [9, 3]", r"range must be auto or .* got \[9, 3\]"),
         ("ignore: [0]", "ignore: [0]\nrange: 12", "range must be auto or .* got 12"),
-        ("val: val", "val: {foldr: val}", "splits.val.foldr is not known"),
+        ("val: val", "val: {foldr: val}", "splits.val: unknown key 'foldr'; accepted are folder"),
         ("val: val", "val: {list: a.txt, names: [b]}", "has both 'list' and 'names'"),
         ("val: val", "val: {column: 2}", "there is no 'list'"),
         ("val: val", "val: {names: []}", r"splits.val.names must have at least 1 item, .*got \[\]"),
