@@ -347,11 +347,7 @@ def _read(path: Path) -> dict[str, Any]:
         OSError: the file cannot be read.
     """
     try:
-        text = read_text(path)
-    except ValueError as error:
-        raise RecipeError(f"{path}: {error}") from error
-    try:
-        values = read_yaml(text)
+        values = read_yaml(read_text(path))
     except ValueError as error:
         raise RecipeError(f"{path} is no YAML: {error}") from error
     if values is not None and not isinstance(values, dict):
