@@ -483,5 +483,5 @@ def test_a_file_of_confidence_tells_it_at_its_own_size_alone(export):
     segmenter = Segmenter(str(path))
     other = streets(1, (200, 300))[0]
     assert segmenter.predict(other).shape == (200, 300)
-    with pytest.raises(ValueError, match="at the size alone that it takes"):
+    with pytest.raises(ValueError, match="only at the size that it takes"):
         segmenter.predict(other, confidence="entropy")
