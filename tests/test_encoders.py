@@ -32,7 +32,7 @@ from fassd.synth import render_street
 from fassd.training.distillation import renormalized
 from fassd.training.precision import avoid_unsound_gradients
 from fassd.training.state import save_weights
-from fassd.training.sync_norm import converted
+from fassd.training.sync_norm import synchronized
 from fassd_kernels.modules import FusedDAPF, FusedMDA, FusedNetwork
 
 timm = import_timm()
@@ -418,9 +418,10 @@ def test_a_strided_1x1_of_few_channels_trains_in_nchw() -> None:
     assert seen[3, 1, 1, 2, 2] and not seen[3, 3, 3, 2, 2] and not seen[48, 1, 1, 2, 2]
 
 
-def test_synchronised_batch_norms_keep_their_activations() -> None:
+def test_synchronised_batch_norms_keep_their_activations(monkeypatch) -> None:
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     model = network(SMALL)
-    found = converted(copy.deepcopy(model))
+    found = synchronized(copy.deepcopy(model))
     kinds = [type(part).__name__ for part in found.modules()]
     assert "SyncBatchNormAct" in kinds and "SyncBatchNorm" in kinds
     assert not any(isinstance(part, nn.BatchNorm2d) for part in found.modules())

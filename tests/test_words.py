@@ -16,8 +16,8 @@ ROOT = Path(__file__).parent.parent
 ROOMS = [
     "benchmarks",
     "fassd/*.py",
-    *(f"fassd/{room}" for room in ("bench", "cli", "data", "evaluation")),
-    *(f"fassd/{room}" for room in ("io", "models", "serve", "synth", "training")),
+    *(f"fassd/{room}" for room in ("bench", "cli", "data", "evaluation", "export")),
+    *(f"fassd/{room}" for room in ("inference", "io", "models", "serve", "synth", "training")),
     "fassd_kernels",
     "csrc/*.*",
     "csrc/cuda",

@@ -7,21 +7,19 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import add
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import fassd
 from fassd.cli.options import Size
 from fassd.cli.terminal import escape, escape_lines, progress, say
-from fassd.cli.video import Certain, ResultOptions, run_video, source_files
+from fassd.cli.video import ResultOptions, run_video, source_files
 from fassd.io.finished import (
-    CONFIDENCE_ENDING,
-    LABEL_IDS_ENDING,
+    FURTHER_ENDINGS,
     OUTPUT_ENDINGS,
-    PROBABILITIES_ENDINGS,
     VIDEO_ENDINGS,
     Record,
     Stamp,
@@ -71,6 +69,8 @@ class Batch:
         ValueError: a further file is requested, but the output is a single file.
     """
 
+    endings, further = OUTPUT_ENDINGS, FURTHER_ENDINGS
+
     def __init__(
         self,
         output: Path,
@@ -108,7 +108,7 @@ class Batch:
         """
         names = {os.path.basename(source[0]): source[0] for source in sources}
         for source in sources:
-            for file in self._results(source):
+            for file in self._results(source).values():
                 if file.name in names and file.resolve() == Path(names[file.name]).resolve():
                     raise ValueError(
                         f"{file} is a source, and the result of {source[0]} would overwrite it: "
@@ -146,7 +146,7 @@ class Batch:
         self._remark_on_others()
         for video in videos:
             with self._reporting(video):
-                file = self._results(video)[0]
+                [file] = self._results(video).values()
                 file.parent.mkdir(parents=True, exist_ok=True)
                 self._begin(video)
                 summary = run_video(segmenter, video, file, self.settings, shown)
@@ -154,16 +154,11 @@ class Batch:
 
     def _read(self, picture: PictureFile, bands: int | None) -> npt.NDArray[np.uint8]:
         """Read one file; remarks on it are printed once, and counted."""
-        from fassd.io.bands import examine_bands
-        from fassd.io.images import examine_image
+        from fassd.io.bands import examine_picture
         from fassd.io.levels import told
 
         limits = self.settings.range, self.settings.max_pixels
-        reading = (
-            examine_image(picture.path, *limits)
-            if bands is None
-            else examine_bands(picture.path, bands, *limits)
-        )
+        reading = examine_picture(picture.path, bands, *limits)
         if reading.range is not None:
             self._ranges[told(self.settings.range, reading.range)] += 1
         self._remark(picture, reading.remarks)
@@ -196,36 +191,38 @@ class Batch:
         """
         from fassd.io.bands import shown
         from fassd.io.images import write_image
-        from fassd.io.palette import colorize, drawing, overlay
         from fassd.io.probabilities import write_probabilities
 
         image = self._read(picture, segmenter.bands)
         started = time.perf_counter()
-        labels, *certainty = Certain(segmenter, self.settings).predict(image)
+        found: Any = segmenter.predict(image, **self.settings.certainty)
+        labels, *certainty = found if self.settings.has_certainty else (found,)
         seconds = time.perf_counter() - started
-        colors, settings = segmenter.palette, self.settings
         seen = image if segmenter.bands is None else shown(image)
-        drawn: list[npt.NDArray[np.integer]]
-        if self.single:
-            drawn = [drawing(settings.view, settings.opacity, colors)(seen, labels, *certainty)]
-        else:
-            drawn = [
-                colorize(labels, colors),
-                overlay(seen, labels, settings.opacity, colors, *certainty),
-                labels,
-            ]
-            if table is not None:
-                drawn.append(table[labels])
-            drawn += certainty
         files = self._results(picture)
-        files[0].parent.mkdir(parents=True, exist_ok=True)
+        next(iter(files.values())).parent.mkdir(parents=True, exist_ok=True)
         self._begin(picture)
-        for file, result in zip(files, drawn, strict=False):
-            write_image(file, result)
-        if settings.probabilities is not None:
-            names = [info.name for info in segmenter.classes]
-            write_probabilities(files[-1], segmenter.probabilities(image).cpu().numpy(), names)
+        for kind, file in files.items():
+            if kind in ("npz", "tiff"):
+                names = [info.name for info in segmenter.classes]
+                write_probabilities(file, segmenter.probabilities(image).cpu().numpy(), names)
+            else:
+                draw = self._drawing(kind, segmenter, table)
+                write_image(file, draw(seen, labels, *certainty))
         return Size(*labels.shape), seconds
+
+    def _drawing(
+        self, kind: str, segmenter: Segmenter, table: npt.NDArray[np.integer] | None
+    ) -> Callable[..., npt.NDArray[Any]]:
+        """A function from a picture, its labels and perhaps their certainty to a file's pixels."""
+        from fassd.io.palette import drawing
+
+        if kind == "label-ids":
+            ids = cast(Any, table)
+            return lambda image, labels, *certainty: ids[labels]
+        if kind == "confidence":
+            return lambda image, labels, certainty: certainty
+        return drawing(kind, self.settings.opacity, segmenter.palette)
 
     def _begin(self, source: PictureFile | Video) -> None:
         """Record the files that are about to be written: from then on they count as results."""
@@ -248,27 +245,29 @@ class Batch:
         stamp = self._stamps[source]
         if self._record is None or self.again or stamp is None:
             return False
-        results = self._results(source)
+        results = [*self._results(source).values()]
         return self._record.holds(self._name(source), stamp, self._made_by(source), results)
 
-    def _results(self, source: PictureFile | Video) -> list[Path]:
+    def _results(self, source: PictureFile | Video) -> dict[str, Path]:
+        """The files for a source, by what they show."""
         from fassd.io.find import PictureFile
 
+        settings = self.settings
+        view: str = settings.view
         if self.single:
-            return [self.output]
+            return {view: self.output}
+        endings = {view: VIDEO_ENDINGS[view]}
         if isinstance(source, PictureFile):
-            endings = [*OUTPUT_ENDINGS]
-            if self._ids is not None:
-                endings.append(LABEL_IDS_ENDING)
-            if self.settings.measure is not None:
-                endings.append(CONFIDENCE_ENDING)
-            if self.settings.probabilities is not None:
-                endings.append(PROBABILITIES_ENDINGS[self.settings.probabilities])
-            return [self.output / f"{source.name}{ending}" for ending in endings]
-        return [self.output / f"{source.name}{VIDEO_ENDINGS[self.settings.view]}"]
+            asked: set[str | None] = {settings.probabilities}
+            asked |= {"label-ids"} if self._ids is not None else set()
+            asked |= {"confidence"} if settings.has_certainty else set()
+            further = {kind: ending for kind, ending in self.further.items() if kind in asked}
+            endings = self.endings | further
+        return {kind: self.output / f"{source.name}{end}" for kind, end in endings.items()}
 
     def _name(self, source: PictureFile | Video) -> str:
-        return self._results(source)[0].relative_to(self.output).as_posix()
+        first = next(iter(self._results(source).values()))
+        return first.relative_to(self.output).as_posix()
 
     def _made_by(self, source: PictureFile | Video) -> dict[str, Any]:
         """The settings that determine the results, besides the source."""

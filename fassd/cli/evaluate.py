@@ -309,9 +309,6 @@ def compare(
     dtype: options.Dtype = "float32",
     device: options.Device = None,
     threads: options.Threads = None,
-    scores: Annotated[
-        bool, typer.Option(help="Write each picture's own mIoU below the predictions.")
-    ] = True,
     width: Annotated[
         int, typer.Option(min=32, max=4096, metavar="PIXELS", help="Width of a column.")
     ] = 640,
@@ -353,7 +350,7 @@ def compare(
     rows, occurring = [], set()
     with progress() as bar:
         for number in bar.track(index, description="comparing"):
-            row, classes = _row(dataset[number], segmenters, matches, dataset.card, scores)
+            row, classes = _row(dataset[number], segmenters, matches, dataset.card)
             rows.append(row)
             occurring |= classes
     titles = ["Input", "Ground truth", *_titles(networks)]
@@ -401,7 +398,6 @@ def _row(
     segmenters: list[Segmenter],
     matches: list[Match],
     card: Card,
-    scores: bool,
 ) -> tuple[list[Tile], set[int]]:
     """One scene's tiles, and the labels that occur in them."""
     import numpy as np
@@ -423,8 +419,7 @@ def _row(
         )
         if labels_of is not None:
             labels = np.array(labels_of, np.uint8)[labels]
-        caption = _own_miou(sample, labels, card) if scores else ""
-        tiles.append(Tile(colorize(labels, card.palette), caption))
+        tiles.append(Tile(colorize(labels, card.palette), _own_miou(sample, labels, card)))
         occurring |= set(np.unique(labels).tolist())
     return tiles, occurring
 

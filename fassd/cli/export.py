@@ -294,17 +294,16 @@ def _pictures(
     """
     import numpy as np
 
-    from fassd.io.bands import read_bands
+    from fassd.io.bands import read_picture
     from fassd.io.find import find_pictures
-    from fassd.io.images import read_image, resized
+    from fassd.io.images import resized
     from fassd.synth import render_street
 
     if sources:
         results: list[Path] = []
         found = find_pictures(sources, onresult=results.append)
         tell_results(results)
-        paths = [picture.path for picture in found[:count]]
-        images = [read_image(path) if bands is None else read_bands(path, bands) for path in paths]
+        images = [read_picture(picture.path, bands) for picture in found[:count]]
         return [resized(image, size or image.shape[:2]) for image in images]
     sizes = [size] * count if size else [OTHER_SIZE, (512, 1024), (least, least + 7)]
     streets = [render_street(*each, seed=i, split=split)[0] for i, each in enumerate(sizes)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,7 +24,7 @@ from fassd.cli.terminal import escape, say
 
 if TYPE_CHECKING:
     from fassd.inference.segmenter import Segmenter
-    from fassd.serve.engine import Choice, Networks
+    from fassd.serve.engine import Choice
     from fassd.serve.schemas import Catalog, Limits, ModelInfo
 
 SERVED = ["fassd_net", "fassd_net_l2"]
@@ -63,10 +63,6 @@ Host = Annotated[
         metavar="ADDRESS",
         help="Address to listen on. Anything but a loopback address lets other machines in.",
     ),
-]
-BatchWait = Annotated[
-    float,
-    typer.Option(min=0, max=1000, metavar="MS", help="Milliseconds to wait for more pictures."),
 ]
 
 
@@ -110,7 +106,6 @@ def serve(
         int,
         typer.Option(min=1, max=64, metavar="N", help="Pictures that a network takes at once."),
     ] = 4,
-    batch_wait: BatchWait = 0,
 ) -> None:
     """Serve a live page, and labels over HTTP.
 
@@ -124,9 +119,8 @@ def serve(
     written to disk. There are no passwords: mind who can reach --host. Pages of other sites are
     refused, and no single address can take all places.
 
-    Pictures that come while the network is busy share a batch; --batch-wait waits for more, if
-    others are being read at the time. When --queue is full, the answer is 429. Exit code: 130 after
-    Ctrl-C, 2 if the server cannot start.
+    Pictures that come while the network is busy share a batch. When --queue is full, the answer is
+    429. Exit code: 130 after Ctrl-C, 2 if the server cannot start.
 
     Needs [cyan]pip install 'fassd-net\\[serve]'[/].
 
@@ -146,7 +140,7 @@ def serve(
     from fassd.io.levels import as_range
     from fassd.serve.app import create_app
     from fassd.serve.connection import listen, make_server
-    from fassd.serve.engine import Choice, Engine, Networks
+    from fassd.serve.engine import Choice, Engine, cached
     from fassd.serve.guard import is_loopback
     from fassd.serve.metrics import Metrics
     from fassd.serve.schemas import Limits
@@ -164,7 +158,7 @@ def serve(
             name, backend, dtype = choice
             return build_segmenter(offered[name], backend, dtype, device)
 
-        networks = Networks(load)
+        networks = cached(load)
         choices = [Choice(name, backend, dtype) for name in offered]
         models = [_try_out(networks, choice, offered[choice.model]) for choice in choices]
         catalog = _catalog(models, choices[0], device, limits)
@@ -175,7 +169,6 @@ def serve(
             queue=queue,
             batch=batch,
             batch_pixels=max_pixels,
-            batch_wait=batch_wait / 1000,
             stuck=max(60, 2 * timeout),
             on_batch=metrics.count_batch,
         )
@@ -184,7 +177,7 @@ def serve(
         local = is_loopback(address)
         _tell(models, host, number, local)
         hosts = {*names, host.lower()} if local or names else None
-        make_server(create_app(catalog, engine, metrics, hosts), timeout).run(sockets=[socket])
+        make_server(create_app(catalog, engine, metrics, hosts)).run(sockets=[socket])
 
 
 def _host_name(text: str) -> str:
@@ -224,7 +217,7 @@ def _offered(
     return found
 
 
-def _try_out(networks: Networks, choice: Choice, network: Network) -> ModelInfo:
+def _try_out(networks: Any, choice: Choice, network: Network) -> ModelInfo:
     """Load a network and label a small picture, to find errors before the server starts."""
     import numpy as np
 
@@ -234,7 +227,7 @@ def _try_out(networks: Networks, choice: Choice, network: Network) -> ModelInfo:
     from fassd.serve.schemas import ModelInfo, class_table
 
     try:
-        segmenter = networks.get(choice)
+        segmenter = networks(choice)
         segmenter.predict(np.zeros((128, 128, segmenter.bands or 3), np.uint8))
     except UnsuitableError as error:
         raise error.__cause__ or error from None

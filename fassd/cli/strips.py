@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from fassd.cli.batch import Batch
 from fassd.cli.options import Size
 from fassd.cli.terminal import escape, progress
 from fassd.io.files import names_file
-from fassd.io.finished import STRIP_CONFIDENCE_ENDING, STRIP_ENDINGS, STRIP_IDS_ENDING
+from fassd.io.finished import STRIP_ENDINGS, STRIP_FURTHER_ENDINGS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,23 +27,20 @@ if TYPE_CHECKING:
 
 PANEL = "Pictures of any size"
 VIEWS = ("size", "scales", "flip")  # options that tiles support, being pictures themselves
-UNITS = {"": 1, "k": 10, "m": 20, "g": 30, "t": 40}
 
 
 def parse_bytes(text: str | int) -> int:
-    """Parse a number of bytes: 2GiB, 500MB (both of 1024s), 1000000.
+    """Parse a number of bytes: 2GiB, 500MB, 1000000.
 
     Raises:
         typer.BadParameter: it is not a number of bytes.
     """
-    if isinstance(text, int):
-        return text
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", text.lower())
-    if match is None or not float(match[1]):
-        raise typer.BadParameter(
-            f"{text!r} is not an amount of memory; write it like 2GiB or 500MiB"
-        )
-    return int(float(match[1]) * (1 << UNITS[match[2]] if match[2] else 1))
+    from pydantic import ByteSize, TypeAdapter
+
+    with contextlib.suppress(ValueError):
+        if (count := TypeAdapter(ByteSize).validate_python(text)) > 0:
+            return count
+    raise typer.BadParameter(f"{text!r} is not an amount of memory; write it like 2GiB or 500MiB")
 
 
 Strips = Annotated[
@@ -144,6 +140,8 @@ class StripOptions:
 class StripBatch(Batch):
     """Pictures that are segmented in strips, with the same settings."""
 
+    endings, further = STRIP_ENDINGS, STRIP_FURTHER_ENDINGS
+
     def __init__(self, strips: StripOptions, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self._strips = strips
@@ -171,14 +169,15 @@ class StripBatch(Batch):
         table: npt.NDArray[np.integer] | None,
         tell: Callable[[float], None],
     ) -> tuple[Size, float]:
+        import numpy as np
+
         from fassd.inference.large import labelled, scratch_folder, write_labels
         from fassd.inference.steps import MEMORY
-        from fassd.io.palette import drawing
         from fassd.io.tiff import write_tiff
 
         settings, files = self.settings, self._results(picture)
         started = time.perf_counter()
-        folder = scratch_folder(files[0], self._strips.scratch)
+        folder = scratch_folder(next(iter(files.values())), self._strips.scratch)
         memory = self._strips.memory or MEMORY
         with (
             self._rows(picture) as rows,
@@ -188,50 +187,33 @@ class StripBatch(Batch):
                 folder,
                 memory=memory,
                 tiles=self._strips.tiles,
-                confidence=settings.measure,
-                min_confidence=settings.min_confidence,
+                **settings.certainty,
                 progress=tell,
             ) as labels,
         ):
             seconds = time.perf_counter() - started
-            view = settings.view if self.single else "overlay"
-            draw = drawing(view, settings.opacity, segmenter.palette)
-
-            def drawn(first: int, last: int) -> npt.NDArray[np.integer]:
-                return draw(rows.read(first, last), *labels.read_all(first, last))
-
-            files[0].parent.mkdir(parents=True, exist_ok=True)
+            next(iter(files.values())).parent.mkdir(parents=True, exist_ok=True)
             self._begin(picture)
-            alone = view in ("labels", "trainids")  # which one file holds, with its palette
-            size = Size(rows.height, rows.width)
-            if not self.single or alone:
-                write_labels(files[0], labels, segmenter.palette)
-            if not alone:
-                width = size.width * (2 if view == "side-by-side" else 1)
-                write_tiff(files[0 if self.single else 1], (size.height, width), drawn)
-            further = files[len(STRIP_ENDINGS) :]
-            if table is not None:
-                ids = table
-                write_tiff(further.pop(0), size, lambda *of: ids[labels.read(*of)], ids.dtype)
-            if further:
-                write_tiff(further.pop(), size, labels.certainty)
-            return size, seconds
+            for kind, file in files.items():
+                if kind in ("labels", "trainids"):  # which one file holds, with its palette
+                    write_labels(file, labels, segmenter.palette)
+                    continue
+                draw = self._drawing(kind, segmenter, table)
+
+                def drawn(first: int, last: int, kind: str = kind, draw: Any = draw) -> Any:
+                    seen = rows.read(first, last) if kind in ("overlay", "side-by-side") else None
+                    return draw(seen, *labels.read_all(first, last))
+
+                width = rows.width * (2 if kind == "side-by-side" else 1)
+                dtype = np.uint8 if table is None or kind != "label-ids" else table.dtype
+                write_tiff(file, (rows.height, width), drawn, dtype)
+            return Size(rows.height, rows.width), seconds
 
     @contextlib.contextmanager
     def _rows(self, picture: PictureFile) -> Iterator[TiffRows | ArrayRows]:
         """A file's rows; remarks on it are printed once, and counted."""
-        from fassd.inference.large import rows_of
+        from fassd.io.tiff import open_rows
 
-        with rows_of(picture.path, self.settings.range, self.settings.max_pixels) as rows:
+        with open_rows(picture.path, self.settings.range, self.settings.max_pixels) as rows:
             self._remark(picture, rows.remarks)
             yield rows
-
-    def _results(self, source: PictureFile | Video) -> list[Path]:
-        if self.single:
-            return [self.output]
-        endings = [*STRIP_ENDINGS]
-        if self._ids is not None:
-            endings.append(STRIP_IDS_ENDING)
-        if self.settings.measure is not None:
-            endings.append(STRIP_CONFIDENCE_ENDING)
-        return [self.output / f"{source.name}{ending}" for ending in endings]

@@ -18,13 +18,9 @@ from fassd.io.files import VIDEO_SUFFIXES, names_file
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
-    import numpy.typing as npt
-
     from fassd.inference.segmenter import Segmenter
     from fassd.inference.video import Summary
     from fassd.io.find import PictureFile, Video
-    from fassd_kernels.reference.upsample import Measure
 
 STAGES = ("decode", "network", "encode")  # as in `fassd.inference.video.Summary.busy`
 
@@ -114,14 +110,6 @@ def video_option(help: str, **settings: Any) -> Any:
     return typer.Option(rich_help_panel="Videos", help=help, **settings)
 
 
-Codec = Annotated[
-    str | None,
-    video_option(
-        "Encoder, by its name in FFmpeg.",
-        metavar="NAME",
-        show_default="libx264 (H.264), or VP9 in .webm",
-    ),
-]
 FrameLimit = Annotated[
     int | None, video_option("Stop after N frames of each video.", metavar="N", min=1)
 ]
@@ -155,41 +143,20 @@ class ResultOptions:
     confidence: Confidence = None
     min_confidence: MinConfidence = None
     probabilities: Probabilities = None
-    codec: Codec = None
     limit: FrameLimit = None
     fps: FrameRate = None
     timeout: Silence = 10
 
     @property
-    def measure(self) -> Measure | None:
-        """Measure of the labels' certainty, if requested."""
-        return self.confidence or (None if self.min_confidence is None else "margin")
+    def certainty(self) -> dict[str, Any]:
+        """Arguments of `fassd.Segmenter.predict` for the labels' certainty, if requested."""
+        measure = self.confidence or (None if self.min_confidence is None else "margin")
+        return {"confidence": measure, "min_confidence": self.min_confidence}
 
-
-class Certain:
-    """A segmenter that also returns the certainty of labels, if requested.
-
-    Args:
-        segmenter: labels pictures.
-        settings: by what it is told, and how uncertain labels are left out.
-
-    Raises:
-        ValueError: the segmenter does not tell it.
-    """
-
-    def __init__(self, segmenter: Segmenter, settings: ResultOptions) -> None:
-        if settings.measure is not None:
-            segmenter.check_confidence(settings.measure, settings.min_confidence)
-        self.segmenter, self.settings = segmenter, settings
-
-    def predict(self, image: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[Any], ...]:
-        """Labels, (H, W), and perhaps their certainty; too uncertain ones are `IGNORE`."""
-        from fassd.io.palette import leave_out
-
-        if self.settings.measure is None:
-            return (self.segmenter.predict(image),)
-        labels, certainty = self.segmenter.predict(image, confidence=self.settings.measure)
-        return leave_out(labels, certainty, self.settings.min_confidence), certainty
+    @property
+    def has_certainty(self) -> bool:
+        """True if the labels' certainty is requested."""
+        return self.certainty["confidence"] is not None
 
 
 def one_file(output: Path, found: Sequence[PictureFile | Video]) -> bool:
@@ -237,18 +204,15 @@ def prepare_videos(
 
     Raises:
         ImportError: PyAV is not installed.
-        VideoError: the encoder is not available, or does not fit.
+        VideoError: files with that ending cannot hold what is to be shown.
     """
     from fassd.io.find import Video
 
     if not any(isinstance(each, Video) for each in found):
         return
-    from fassd.io.video.writer import EXACT, check_codec, check_exact
+    from fassd.io.video.writer import encoder_for
 
-    if settings.view == "trainids":
-        check_exact(settings.codec or EXACT, suffix.lower())
-    elif settings.codec is not None:
-        check_codec(settings.codec, suffix.lower())
+    encoder_for(suffix.lower(), settings.view == "trainids")
 
 
 def source_files(video: Video) -> list[str] | None:
@@ -293,12 +257,12 @@ def run_video(
         summary = segment_video(
             source,
             output,
-            Certain(segmenter, settings),
+            segmenter,
             view=settings.view,
             opacity=settings.opacity,
             colors=segmenter.palette,
-            codec=settings.codec,
             limit=settings.limit,
+            **settings.certainty,
             on_frame=lambda now: bar.update(task, completed=now.frames, work=_work(now)),
         )
     _tell(video, output, summary)

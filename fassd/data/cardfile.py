@@ -61,21 +61,16 @@ A card names the classes, the location of pictures and masks, and the meaning of
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, replace
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from fassd.data.card import CARDS, Card, CardError, Masks, Split
-from fassd.data.maskblock import CardClass, parse_ids, parse_masks, parse_texts
-from fassd.data.node import Node
-from fassd.data.patterns import HOLE
-from fassd.io.palette import IGNORE, LabelClass, palette
-from fassd.io.untrusted import MOST_YAML, read_text, read_yaml, shown
-from fassd.models.preprocess import MOST_BANDS, Preprocessing
+from fassd.data.cardmodel import CardContent, CardSplit, check_split, covered, label_classes
+from fassd.io.levels import as_range
+from fassd.io.untrusted import problem, read_text, read_yaml, shortened, shown
 
 CARD_FILE = "card.yaml"
-MOST_SPLITS = 1000
-MOST_MASKS = 16
 
 
 def shipped_cards() -> list[str]:
@@ -128,171 +123,69 @@ def _card_of_folder(
 
 
 def parse_card(path: Path, root: Path | None) -> Card:
-    """Read a card file."""
+    """Read a card file.
+
+    Raises:
+        CardError: as in `load_card`.
+    """
     try:
         value = read_yaml(read_text(path))
     except ValueError as error:
         raise CardError(f"{path}: is not a YAML card ({error})") from error
     except OSError as error:
         raise CardError(f"{path}: cannot be read ({error.strerror})") from error
-    fields = Node(value, path).fields(
-        ("name", "classes", "splits", "images", "masks"),
-        ("description", "source", "licence", "root", "range", "bands"),
-    )
-    words = {
-        key: fields[key].text(MOST_YAML)
-        for key in ("description", "source", "licence")
-        if key in fields
-    }
-    if root is None:
-        root = path.parent / fields["root"].text() if "root" in fields else path.parent
-    if not os.path.isdir(root):  # also False for a name that is too long
-        raise CardError(f"card {shown(fields['name'].text())}: there is no folder {root}")
-    classes = _parse_classes(fields["classes"])
-    images = fields["images"].template()
-    splits = {
-        name: _parse_split(node, images, root)
-        for name, node in fields["splits"].entries("a mapping of names to splits").items()
-    }
-    if not 1 <= len(splits) <= MOST_SPLITS:
-        fields["splits"].fail(f"must have at least one split, at most {MOST_SPLITS:,}")
-    several = isinstance(fields["masks"].value, list)
-    blocks = fields["masks"].items("mask blocks") if several else [fields["masks"]]
-    if len(blocks) > MOST_MASKS:
-        fields["masks"].fail(f"must be at most {MOST_MASKS} blocks, got {len(blocks):,}")
-    masks = tuple(parse_masks(block, classes) for block in blocks)
-    _check_holes(fields, splits, masks)
-    return Card(
-        name=fields["name"].text(),
-        root=root,
-        classes=tuple(info.shown for info in classes),
-        covers=tuple(info.covers for info in classes if info.covers),
-        splits=splits,
-        masks=masks,
-        path=path,
-        range=fields["range"].range() if "range" in fields else None,
-        preprocessing=_parse_bands(fields["bands"]) if "bands" in fields else None,
-        **words,
-    )
-
-
-def _parse_bands(node: Node) -> Preprocessing:
-    if not isinstance(node.value, dict):
-        return Preprocessing.of_bands(node.integer(1, MOST_BANDS))
-    fields = node.fields(["count"], ["mean", "std"])
-    count = fields["count"].integer(1, MOST_BANDS)
-    own = asdict(Preprocessing.of_bands(count))
-    for key in ("mean", "std"):
-        if key in fields:
-            given = fields[key].value
-            if not isinstance(given, list) or len(given) != count:
-                fields[key].fail_got(f"a list of {count} numbers, one for each band")
-            own[key] = given
     try:
-        return Preprocessing.checked(**own)
-    except (ValueError, TypeError, OverflowError) as error:
-        node.fail(str(error))
-
-
-def _parse_classes(node: Node) -> list[CardClass]:
-    nodes = node.items("a list of classes")
-    if not 2 <= len(nodes) <= IGNORE:
-        why = "with one there is nothing to tell apart" if len(nodes) == 1 else "labels have 8 bits"
-        node.fail(f"must be 2 to {IGNORE} classes, got {len(nodes)} ({why})")
-    entries = []
-    for item in nodes:
-        if isinstance(item.value, str):
-            entries.append({"name": item})
-        else:
-            keys = ["color", "ids", "colors", "labels", "covers"]
-            entries.append(item.fields(["name"], keys))
-    names = [entry["name"].text() for entry in entries]
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            nodes[index].fail(f"the class {shown(name)} stands twice, at {names.index(name)}, too")
-    given = [entry["color"].color() for entry in entries if "color" in entry]
-    if given and len(given) < len(entries):
-        bare = next(i for i, entry in enumerate(entries) if "color" not in entry)
-        nodes[bare].fail("the key 'color' is missing; either all classes have one or none has")
-    drawn = given or [(int(r), int(g), int(b)) for r, g, b in palette(len(entries))]
-    return [
-        CardClass(
-            LabelClass(name, color),
-            parse_ids(entry.get("ids")),
-            _parse_colors(entry, color),
-            parse_texts(entry.get("labels", entry["name"])),
-            covers,
+        content = CardContent.model_validate(value)
+        root = path.parent / content.root if root is None else root
+        if not os.path.isdir(root):  # also False for a name that is too long
+            raise CardError(f"card {shown(content.name)}: there is no folder {root}")
+        splits = {
+            name: _split(name, split, content.images, root)
+            for name, split in content.splits.items()
+        }
+        for name, split in splits.items():
+            check_split(name, split, content.masks)
+        return Card(
+            name=content.name,
+            root=root,
+            classes=label_classes(content.classes),
+            covers=covered(content.classes),
+            splits=splits,
+            masks=tuple(Masks(each.files, each.code(content.classes)) for each in content.masks),
+            path=path,
+            range=as_range(content.range),
+            preprocessing=None if content.bands is None else content.bands.preprocessing(),
+            description=content.description,
+            source=content.source,
+            licence=content.licence,
         )
-        for name, color, entry, covers in zip(
-            names, drawn, entries, _parse_covers(names, entries), strict=True
-        )
-    ]
+    except CardError:
+        raise
+    except ValueError as error:
+        reason = problem(error) if isinstance(error, ValidationError) else str(error)
+        raise CardError(f"{path}: {shortened(reason, 600)}") from error
 
 
-def _parse_covers(names: list[str], entries: list[dict[str, Node]]) -> list[tuple[str, ...]]:
-    """The classes of a finer list in each class; empty if no class has the key."""
-    if not any("covers" in entry for entry in entries):
-        return [()] * len(names)
-    covers: list[tuple[str, ...]] = []
-    owner: dict[str, str] = {}
-    for name, entry in zip(names, entries, strict=True):
-        node = entry.get("covers", entry["name"])
-        texts = parse_texts(node)
-        for covered in texts:
-            if covered in owner:
-                whose = f"the classes {shown(owner[covered])} and {shown(name)} both cover"
-                twice = f"the class {shown(name)} covers twice" if owner[covered] == name else whose
-                node.fail(f"{twice} {shown(covered)}")
-            owner[covered] = name
-        covers.append(tuple(texts))
-    return covers
+def _split(name: str, given: CardSplit, images: str, root: Path) -> Split:
+    """A split, whose folder lies below the root: links in it may lead outside, the card may not.
 
-
-def _parse_colors(
-    entry: dict[str, Node], shown: tuple[int, int, int]
-) -> list[tuple[int, int, int]]:
-    if "colors" in entry:
-        return [item.color() for item in entry["colors"].items("a list of colours")]
-    return [shown]
-
-
-def _parse_split(node: Node, images: str, root: Path) -> Split:
-    if isinstance(node.value, str):
-        return Split(node.folder(root), images)
-    name = node.key.rpartition(".")[2]
-    fields = node.fields([], ["folder", "images", "list", "column", "names", "pictures"])
-    if "list" in fields and "names" in fields:
-        node.fail("has both 'list' and 'names'; one of them is enough")
-    if "column" in fields and "list" not in fields:
-        fields["column"].fail("counts in a list, but there is no 'list'")
-    names = fields["names"].items("a list of names") if "names" in fields else None
-    return Split(
-        folder=(fields["folder"] if "folder" in fields else replace(node, value=name)).folder(root),
-        images=fields["images"].template() if "images" in fields else images,
-        names=None if names is None else tuple(item.text() for item in names),
-        list_file=fields["list"].template() if "list" in fields else None,
-        column=fields["column"].integer(1, 1000) if "column" in fields else None,
-        pictures=fields["pictures"].integer(1, 10**9) if "pictures" in fields else None,
+    Raises:
+        ValueError: it does not, or keys contradict each other.
+    """
+    where, folder, top = (
+        f"splits.{shortened(name, 40)}",
+        given.folder or name,
+        os.path.abspath(root),
     )
-
-
-def _check_holes(
-    fields: dict[str, Node], splits: Mapping[str, Split], masks: tuple[Masks, ...]
-) -> None:
-    """Check that masks only use holes that pictures fill; only the last part may be a path."""
-    for name, split in splits.items():
-        folders, _, _ = split.images.rpartition("/")
-        if ":path" in folders:
-            fields["images"].fail("{...:path} may only stand after the last /")
-        filled = {hole[1] for hole in HOLE.finditer(split.images)} | {"split"}
-        for block in masks:
-            free = [h[1] for h in HOLE.finditer(block.files) if h[1] not in filled]
-            if free:
-                fields["masks"].fail(
-                    f"{block.files!r} has the hole {{{free[0]}}}, which the pictures of split "
-                    f"{name!r}, {split.images!r}, do not fill"
-                )
-        if (split.list_file or split.names) and "name" not in filled:
-            fields["splits"].fail(
-                f"split {name!r} lists names, so its pictures {split.images!r} need a hole {{name}}"
-            )
+    if os.path.commonpath([top, os.path.abspath(os.path.join(top, folder))]) != top:
+        raise ValueError(
+            f"{where}: must be a folder below the root (the key 'root', or --root, says where that "
+            f"is), got {shown(folder)}"
+        )
+    if given.list is not None and given.names is not None:
+        raise ValueError(f"{where}: has both 'list' and 'names'; one of them is enough")
+    if given.column is not None and given.list is None:
+        raise ValueError(f"{where}: 'column' counts in a list, but there is no 'list'")
+    return Split(
+        folder, given.images or images, given.names, given.list, given.column, given.pictures
+    )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fassd.data.raster import Region, decode_runs, unpack_runs
 from fassd.data.shapes import MOST_SHAPES, Shape, ShapeError, ShapeList, polygon
@@ -56,8 +56,22 @@ class _Runs(BaseModel):
     counts: list[Identity] | str
 
 
-_IMAGES = TypeAdapter(list[_Image])
-_CATEGORIES = TypeAdapter(list[_Category])
+class _Annotation(BaseModel):
+    """Shapes, which are checked when they are drawn: a file may have a million of them."""
+
+    model_config = ConfigDict(strict=True)
+
+    image_id: Identity
+    category_id: Any = None
+    segmentation: Any = None
+
+
+class _Content(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    images: list[_Image]
+    categories: list[_Category]
+    annotations: list[_Annotation]
 
 
 class NotListedError(ShapeError):
@@ -78,7 +92,7 @@ class _File:
     by_path: dict[str, _Image]
     by_name: dict[str, _Image | None]
     names: dict[int, str]
-    annotations: dict[int, list[tuple[int, dict[str, Any]]]]
+    annotations: dict[int, list[tuple[int, _Annotation]]]
 
 
 def read(path: Path, picture: Path, holes: bool = False) -> ShapeList:
@@ -117,7 +131,7 @@ def lists(path: Path, picture: Path) -> bool:
 def names_in(path: Path) -> set[str]:
     """Names of a file's categories that annotations have; errors as in `read`."""
     file = _opened(path)
-    used = [each["category_id"] for of in file.annotations.values() for _, each in of]
+    used = [each.category_id for of in file.annotations.values() for _, each in of]
     return {file.names[number] for number in used if type(number) is int and number in file.names}
 
 
@@ -172,15 +186,12 @@ def _parsed(path: Path, changed: int, length: int) -> _File | str:
 
 def _read_file(path: Path) -> _File:
     try:
-        values = read_json(read_json_text(path, MOST_BYTES))
-        if not isinstance(values, dict):
-            raise ShapeError(f"is not a file of COCO: must be a mapping, got {shown(values)}")
-        images = _checked(_IMAGES, values, "images")
-        categories = _checked(_CATEGORIES, values, "categories")
-    except ShapeError:
-        raise
+        content = _Content.model_validate(read_json(read_json_text(path, MOST_BYTES)))
+    except ValidationError as error:
+        raise ShapeError(f"is not a file of COCO: {problem(error)}") from error
     except ValueError as error:
         raise ShapeError(f"is not a file of COCO: {shortened(str(error))}") from error
+    images, categories = content.images, content.categories
     identities = _unique("images", "id", (image.id for image in images))
     names = dict(
         zip(
@@ -195,20 +206,15 @@ def _read_file(path: Path) -> _File:
     for file_name, image in by_path.items():
         name = file_name.rpartition("/")[2]
         by_name[name] = None if name in by_name else image
-    return _File(by_path, by_name, names, _sorted(values.get("annotations"), set(identities)))
-
-
-def _checked(adapter: TypeAdapter[Any], values: dict[str, Any], key: str) -> Any:
-    if key not in values:
-        raise ShapeError(f"is not a file of COCO: it has no {key!r}")
-    try:
-        return adapter.validate_python(values[key])
-    except ValidationError as error:
-        raise ShapeError(f"is not a file of COCO: {key}{_indexed(problem(error))}") from error
-
-
-def _indexed(said: str) -> str:
-    return said if said.startswith("[") else f": {said}"
+    known = set(identities)
+    found: defaultdict[int, list[tuple[int, _Annotation]]] = defaultdict(list)
+    for number, each in enumerate(content.annotations):
+        if each.image_id not in known:
+            raise ShapeError(
+                f"annotations[{number}]: image_id must be the id of a picture, got {each.image_id}"
+            )
+        found[each.image_id].append((number, each))
+    return _File(by_path, by_name, names, dict(found))
 
 
 def _unique(what: str, key: str, values: Iterable[Any]) -> list[Any]:
@@ -220,30 +226,11 @@ def _unique(what: str, key: str, values: Iterable[Any]) -> list[Any]:
     return list(places)
 
 
-def _sorted(annotations: Any, pictures: set[int]) -> dict[int, list[tuple[int, dict[str, Any]]]]:
-    """Annotations by picture."""
-    if not isinstance(annotations, list):
-        raise ShapeError(
-            f"is not a file of COCO: annotations must be a list, got {shown(annotations)}"
-        )
-    found: defaultdict[int, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
-    for number, values in enumerate(annotations):
-        owner = values.get("image_id") if isinstance(values, dict) else None
-        if type(owner) is not int or owner not in pictures:
-            raise ShapeError(
-                f"annotations[{number}]: image_id must be the id of a picture, got "
-                f"{shown(owner if isinstance(values, dict) else values)}"
-            )
-        kept = {key: values.get(key) for key in ("category_id", "segmentation")}
-        found[owner].append((number, kept))
-    return dict(found)
-
-
 def _shape(
-    file: _File, number: int, values: dict[str, Any], size: tuple[int, int], holes: bool
+    file: _File, number: int, values: _Annotation, size: tuple[int, int], holes: bool
 ) -> Shape:
     place = f"annotations[{number}]"
-    category, drawn = values["category_id"], values["segmentation"]
+    category, drawn = values.category_id, values.segmentation
     if type(category) is not int or category not in file.names:
         raise ShapeError(f"{place}: category_id {shown(category)} is not among the categories")
     name = file.names[category]

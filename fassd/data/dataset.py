@@ -15,8 +15,8 @@ from fassd.data.card import Card, Pair
 from fassd.data.draw import examine_shapes
 from fassd.data.masks import examine_mask
 from fassd.data.shapes import ShapeCode
-from fassd.io.bands import examine_bands
-from fassd.io.images import ImageError, ImageWarning, examine_image
+from fassd.io.bands import examine_picture
+from fassd.io.images import ImageError, ImageWarning
 
 
 class Sample(NamedTuple):
@@ -35,11 +35,7 @@ def examine_pair(pair: Pair) -> tuple[Sample, list[str]]:
         ImageError: a file cannot be read, their sizes differ, or the mask contains values that the
             card does not list; the message names the file.
     """
-    picture = (
-        examine_image(pair.image, pair.range)
-        if pair.bands is None
-        else examine_bands(pair.image, pair.bands, pair.range)
-    )
+    picture = examine_picture(pair.image, pair.bands, pair.range)
     height, width = picture.pixels.shape[:2]
     if isinstance(pair.code, ShapeCode):
         labels, of_mask = examine_shapes(pair.mask, pair.code, pair.image, (height, width))

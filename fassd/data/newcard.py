@@ -244,7 +244,7 @@ def _names_of_yolo(folder: Path, files: Mapping[str, Sequence[str]]) -> dict[int
     """The names in a file of YOLO's settings (names: a list or a mapping) or in classes.txt."""
     for path in (*files.get(".yaml", ()), *files.get(".yml", ())):
         try:
-            values = read_yaml(read_text(folder / path, MOST_SETTINGS), numbered=True)
+            values = read_yaml(read_text(folder / path, MOST_SETTINGS))
         except ValueError:
             continue
         found = _numbered(values.get("names") if isinstance(values, dict) else None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections import deque
@@ -160,8 +159,6 @@ def evaluate(
     dataset: SegmentationDataset,
     *,
     indices: Sequence[int] | None = None,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     without: Sequence[str] = (),
@@ -189,8 +186,6 @@ def evaluate(
             every module is restored.
         dataset: a data set like `fassd.data.SegmentationDataset`.
         indices: indices of the pictures to use; all by default.
-        device, dtype: device to run on, and torch.float32, bfloat16 or float16 to run in; None for
-            those of the model's weights. A model with others is copied, not changed.
         scales: factors by which each picture is resized (bilinear, antialiased), as
             `fassd.Segmenter` does. An exported file that takes only one size gets all views at that
             size.
@@ -232,18 +227,15 @@ def evaluate(
     failure: Exception | None = None
     started = time.perf_counter()
     try:
-        network, like = _placed(model, device, dtype)
         with (
-            _eval_mode(network),
+            _eval_mode(model),
             torch.inference_mode(),
             closing(_read_ahead(dataset, chosen[rank() :: world_size()])) as reading,
         ):
             for index, sample in reading:
                 try:
                     read = sample.result()
-                    predicted, probabilities = _predicted(
-                        network, like, read, views, members, dataset.card
-                    )
+                    predicted, probabilities = _predicted(model, read, views, members, dataset.card)
                     if labels is not None:
                         predicted = torch.tensor(labels, device=predicted.device)[predicted]
                     with _naming(read.path):
@@ -306,26 +298,12 @@ def label_by_groups(
     Raises:
         ImageError: the picture is too small for the network.
     """
-    network, like = _placed(model, None, None)
-    with _eval_mode(network), torch.inference_mode():
-        labels, _ = _predicted(network, like, sample, Views(), members)
+    with _eval_mode(model), torch.inference_mode():
+        labels, _ = _predicted(model, sample, Views(), members)
     return labels.to(torch.uint8).cpu().numpy()
 
 
 # ------------------------------------------------------------------------------------- the network
-
-
-def _placed(
-    model: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None
-) -> tuple[nn.Module, Tensor]:
-    """The model, or a copy, on the device and in the dtype; and an empty tensor like its input."""
-    if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(f"dtype must be float32, bfloat16, float16 or None, got {dtype}")
-    first = next(model.parameters(), torch.empty(0))
-    other = torch.empty(0, device=device or first.device, dtype=dtype or first.dtype)
-    if (other.device, other.dtype) == (first.device, first.dtype):
-        return model, other
-    return copy.deepcopy(model).to(other.device, other.dtype), other
 
 
 @contextmanager
@@ -342,7 +320,6 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 def _predicted(
     network: nn.Module,
-    like: Tensor,
     sample: Sample,
     views: Views,
     members: Sequence[Members] | None,
@@ -353,15 +330,14 @@ def _predicted(
     probabilities.
 
     Args:
-        network: network in eval mode.
-        like: a tensor with the device and dtype of the network's input.
+        network: network in eval mode; its input has the device and dtype of its weights.
         sample: picture to predict.
         views: views of the picture.
         members: the network's classes in each of the data's; None if they are the same.
         card: card of the data, whose number of classes must then match the network's logits.
     """
     alone = views.plain and members is None
-    own = preprocessing_of(network)
+    own, like = preprocessing_of(network), next(network.parameters(), torch.empty(0))
 
     def run(picture: npt.NDArray[np.uint8]) -> tuple[Tensor, tuple[int, int] | None]:
         batch = torch.from_numpy(normalize(picture, own))[None].to(like.device, like.dtype)

@@ -97,10 +97,10 @@ class Metadata:
         dtype: precision, one of `DTYPES`; input and output are independent of it.
         output: kind of result: "logits", float32 (N, classes, H, W), "labels", uint8 (N, H, W), or
             "labels+confidence", two of these.
-        takes_pictures: whether its input is uint8 RGB (N, H, W, 3); otherwise it is float32
-            normalised BGR (N, 3, H, W), or RGB, as `preprocessing` says. It may be of other bands
-            in place of three colours.
-        batch: N.
+        takes_pictures: True if its input is uint8 RGB (N, H, W, 3); otherwise it is float32
+            normalised BGR (N, 3, H, W), or RGB, as `preprocessing` says. It may have other bands in
+            place of three colours.
+        batch: number of pictures N.
         size: size (H, W), or None if it takes any.
         minimum_size: smallest H and W, if it takes any.
         backend: backend of `fassd_kernels` whose library a program has to load; None for none.
@@ -139,7 +139,7 @@ class Metadata:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Of the input; -1 where any size will do."""
+        """Shape of the input, with -1 for free sides."""
         return self.shape_of(self.size or (-1, -1))
 
     def shape_of(self, size: tuple[int, int]) -> tuple[int, ...]:

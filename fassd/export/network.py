@@ -22,10 +22,10 @@ class Deployed(nn.Module):
     """The module that exporters trace.
 
     Args:
-        network: pictures normalised as it takes them, BGR (N, 3, H, W) as a rule, to logits; plain,
-            or of `fassd_kernels`.
-        preprocess: take uint8 RGB (N, H, W, 3), or as many bands, instead.
-        output: "logits", given as float32 whatever the network computes in, "labels", uint8
+        network: network from normalised pictures, usually BGR (N, 3, H, W), to logits; plain, or of
+            `fassd_kernels`.
+        preprocess: True takes uint8 RGB (N, H, W, 3), or as many bands, instead.
+        output: kind of result: "logits", float32 whatever the network computes in, "labels", uint8
             (N, H, W), or "labels+confidence", both uint8 (N, H, W).
         measure: measure of the confidence.
     """

@@ -251,7 +251,7 @@ def checked(text: object, *formats: str) -> Metadata:
         raise ExportError(f"its metadata has {len(text):,} characters, at most {MOST_JSON:,}")
     metadata = Metadata.from_json(text)
     if metadata.format not in formats:
-        raise ExportError(f"its metadata tells of a file of format {metadata.format!r}")
+        raise ExportError(f"its metadata is that of a file of format {metadata.format!r}")
     return metadata
 
 

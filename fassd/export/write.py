@@ -44,12 +44,12 @@ class Request:
         batch: number of pictures per call.
         dtype: precision, one of the format's; inputs and outputs stay float32 or uint8.
         output: kind of result, from `OUTPUTS`.
-        measure: of the output "labels+confidence", as of
+        measure: measure of certainty in the output "labels+confidence", as in
             `fassd_kernels.reference.upsample_confidence`.
-        preprocess: take uint8 RGB (N, H, W, 3), or as many bands, and normalise inside.
-        backend: for "torch" and "aoti", of `BACKENDS`. With "cpu", or "auto" where they are built,
-            the operators of `fassd_kernels` stay operators, which the program that loads the file
-            has to have; "reference" is PyTorch's own alone.
+        preprocess: True takes uint8 RGB (N, H, W, 3), or as many bands, and normalises inside.
+        backend: one of `BACKENDS`, for "torch" and "aoti". With "cpu", or "auto" where they are
+            built, the operators of `fassd_kernels` stay operators, which the program that loads the
+            file must have; "reference" only uses PyTorch's own.
         opset: version of ONNX's operators; None for the exporter's default.
         classes: names and colours, in any order if the weights' file has their names; by default
             those of the file, or Cityscapes' or numbered ones if it has none.
@@ -103,11 +103,11 @@ class Request:
             )
         if not is_program and self.backend not in ("auto", "reference"):
             raise ExportError(
-                f"backend has no part in {self.format}, whose operators are standard ones: leave "
-                f"it away, got {self.backend!r}"
+                f"backend does not apply to {self.format}, whose operators are standard ones: "
+                f"leave it out, got {self.backend!r}"
             )
         if self.opset is not None and self.format not in ("onnx", "tensorrt"):
-            raise ExportError(f"opset is ONNX's, and the format is {self.format}")
+            raise ExportError(f"opset only applies to ONNX, and the format is {self.format}")
         if self.dtype == "int8" and self.size is None:
             raise ExportError("int8 is calibrated at one size: give it as HxW, not dynamic")
         if self.batch < 1:

@@ -17,13 +17,13 @@ import torch
 
 import fassd
 from fassd.inference.maps import MapFile
-from fassd.inference.steps import MEMORY, Picture, Step, alone, check_memory, run
+from fassd.inference.steps import MEMORY, Picture, Step, check_memory, run
 from fassd.inference.strips import plan
 from fassd.inference.tiles import TileStep
+from fassd.io.files import locked
 from fassd.io.images import MAX_PIXELS, ImageError
-from fassd.io.levels import Range
 from fassd.io.palette import leave_out
-from fassd.io.tiff import ArrayRows, TiffRows, open_rows, write_tiff
+from fassd.io.tiff import open_rows, write_tiff
 from fassd.models.info import temperature_of
 
 if TYPE_CHECKING:
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 
 class LabelRows:
-    """The labels of a picture in a file, by rows, and perhaps how certain they are in another.
+    """The labels of a picture by rows, from a file, and their certainty from another.
 
     Args:
-        labels: their file.
-        certainty: that of their certainty, of 255, if it is told.
-        least: certainty, of 1, below which labels are `fassd.io.palette.IGNORE`.
+        labels: file of the labels.
+        certainty: file of their certainty, 0 to 255, if there is one.
+        least: certainty, 0 to 1, below which labels are `fassd.io.palette.IGNORE`.
     """
 
     def __init__(self, labels: MapFile, *certainty: MapFile, least: float | None = None) -> None:
@@ -50,11 +50,11 @@ class LabelRows:
         return self.read_all(first, last)[0]
 
     def certainty(self, first: int, last: int) -> npt.NDArray[np.uint8]:
-        """How certain they are, (rows, width)."""
+        """The certainty of these labels, (rows, width)."""
         return self.read_all(first, last)[1]
 
     def read_all(self, first: int, last: int) -> tuple[npt.NDArray[Any], ...]:
-        """The labels and, if it is told, their certainty."""
+        """The labels and, if there is a file of it, their certainty."""
         files = (self._labels, *self._certainty)
         labels, *certainty = (each.read(first, last)[0, 0].numpy() for each in files)
         if certainty:
@@ -86,14 +86,14 @@ def labelled(
         memory: bytes that the values of a strip may take.
         rows: rows of the picture in a strip, in place of `memory`.
         tiles: side of the tiles (`fassd.inference.tiles`); None for strips.
-        confidence: what tells how certain labels are, as of `Segmenter.predict`; None for nothing.
+        confidence: measure of certainty, as in `Segmenter.predict`; None for labels alone.
         min_confidence: certainty below which labels are `fassd.io.palette.IGNORE`.
-        progress: called with the share that is done, after each strip.
+        progress: function called after each strip with the share of the work that is done.
 
     Raises:
         UnboundedError: the reach of a module of the network is not known (a ValueError).
         ValueError: the picture is too small or has bands, the memory is not enough, the segmenter
-            has a size or several views (with tiles, it may), or does not tell the confidence.
+            has a size or several views (with tiles, it may), or gives no such certainty.
         OSError: the maps do not fit on the disk, or another process works in the folder.
     """
     steps: Sequence[Step]
@@ -107,7 +107,8 @@ def labelled(
     if rows is None:
         check_memory(steps, memory)
     try:
-        with alone(folder):  # until the labels have been read
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder):  # until the labels have been read
             run(steps, folder, identity, memory=memory, rows=rows, progress=progress)
             labels, *certainty = (target.map for target in steps[-1].targets)
             yield LabelRows(labels, *certainty, least=min_confidence)
@@ -122,50 +123,39 @@ def predict_file(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
-    memory: int = MEMORY,
-    tiles: int | None = None,
-    confidence: Measure | None = None,
-    min_confidence: float | None = None,
     certainty: str | os.PathLike[str] | None = None,
     scratch: str | os.PathLike[str] | None = None,
     max_pixels: int | None = MAX_PIXELS,
-    progress: Callable[[float], None] = lambda share: None,
+    **settings: Any,
 ) -> tuple[int, int]:
     """Label a picture file of any size, from disk to disk.
 
     The labels are those of the whole picture (`fassd.inference.strips`), except with tiles.
 
     Args:
-        segmenter, memory, tiles, confidence, min_confidence, progress: as of `labelled`.
-        source: a TIFF, which is read by rows (`fassd.io.tiff.TiffRows`), or any other picture,
-            which is read whole.
-        output: a TIFF in tiles: the labels, in a palette of the classes' colours.
-        certainty: a TIFF for the labels' certainty, grey, 255 for certain.
+        segmenter: segmenter, as in `labelled`.
+        source: path of a TIFF, which is read by rows (`fassd.io.tiff.TiffRows`), or of any other
+            picture, which is read whole.
+        output: path of a TIFF in tiles for the labels, in a palette of the classes' colours.
+        certainty: path of a TIFF for the labels' certainty, grey, 255 for certain.
         scratch: folder for the maps; by default a hidden one beside `output`.
         max_pixels: maximum of height times width for a picture that is read whole.
+        settings: `memory`, `tiles`, `confidence`, `min_confidence` and `progress` of `labelled`.
 
     Returns:
         The picture's height and width.
 
     Raises:
-        As `labelled`, and `fassd.io.images.ImageError` where the source cannot be read.
-        ValueError: also, a file for the certainty or a least one, and no `confidence`.
+        Errors as in `labelled`, and `fassd.io.images.ImageError` if the source cannot be read.
+        ValueError: also, there is no `confidence`, but a file for it or a smallest one.
     """
-    if confidence is None and (certainty is not None or min_confidence is not None):
+    needed = certainty is not None or settings.get("min_confidence") is not None
+    if needed and settings.get("confidence") is None:
         raise ValueError("certainty and min_confidence need a confidence, got None")
     output = Path(output)
     folder = scratch_folder(output, scratch)
-    with rows_of(source, segmenter.range, max_pixels) as picture:
-        with labelled(
-            segmenter,
-            picture,
-            folder,
-            memory=memory,
-            tiles=tiles,
-            confidence=confidence,
-            min_confidence=min_confidence,
-            progress=progress,
-        ) as labels:
+    with open_rows(source, segmenter.range, max_pixels) as picture:
+        with labelled(segmenter, picture, folder, **settings) as labels:
             write_labels(output, labels, segmenter.palette)
             if certainty is not None:
                 write_tiff(Path(certainty), (labels.height, labels.width), labels.certainty)
@@ -186,20 +176,10 @@ def scratch_folder(output: Path, scratch: str | os.PathLike[str] | None = None) 
     return Path(scratch) / f"{output.name}-{own}.strips"
 
 
-@contextlib.contextmanager
-def rows_of(
-    source: str | os.PathLike[str], range: Range = None, max_pixels: int | None = None
-) -> Iterator[TiffRows | ArrayRows]:
-    """`open_rows`, closed when the block ends."""
-    picture = open_rows(source, range, max_pixels)
-    with picture if isinstance(picture, TiffRows) else contextlib.nullcontext():
-        yield picture
-
-
 def identity_of(
     segmenter: Segmenter, picture: Picture, tiles: int | None, confidence: Measure | None
 ) -> str:
-    """What tells this picture by this network from all other work."""
+    """The digest of a picture, a network and settings, which distinguishes their work."""
     text = [fassd.__version__, segmenter.backend, str(segmenter.dtype), str(segmenter.device)]
     text += map(repr, [segmenter.size, segmenter.views, tiles, confidence])
     text.append(repr(temperature_of(segmenter.model)))

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
 
-from fassd.io.bands import array_to_bands, read_bands
-from fassd.io.images import Content, ImageError, array_to_rgb, pil_to_rgb, read_image
+from fassd.io.bands import array_to_bands, read_picture
+from fassd.io.images import Content, ImageError, array_to_rgb, pil_to_rgb
 from fassd.io.levels import Range
 
 ImageLike: TypeAlias = (
@@ -25,70 +25,49 @@ ACCEPTED = (
 )
 
 
-def to_rgb(
+def to_picture(
     image: ImageLike,
     range: Range = None,
     order: Order = "RGB",
     max_pixels: int | None = None,
+    bands: int | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """Convert anything that `Segmenter.predict` accepts to uint8 RGB, (H, W, 3).
+    """Convert anything that `Segmenter.predict` accepts to uint8 RGB, (H, W, 3), or (H, W, bands).
 
     Raises:
-        ImageError: it cannot be read or converted.
+        ImageError: it cannot be read or converted, or has other bands.
         ValueError: `order` does not apply to it.
+        ImportError: as in `fassd.io.bands.read_picture`.
     """
     if order not in get_args(Order):
         raise ValueError(f"order must be one of {', '.join(get_args(Order))}, got {order!r}")
+    if order != "RGB" and bands is not None:
+        raise ValueError(f"order is for three colours; the network takes {bands} bands as they are")
     if isinstance(image, torch.Tensor):
-        image = tensor_to_array(image)
+        image = tensor_to_array(image, bands)
     if isinstance(image, np.ndarray):
+        if bands is not None:
+            return array_to_bands(image, bands, range)
         if order == "BGR" and image.ndim == 3 and image.shape[2] in (3, 4):
             image = image[..., [2, 1, 0, 3][: image.shape[2]]]
         return array_to_rgb(image, range)
     if order != "RGB":
         raise ImageError(
-            f"order {order!r} is of arrays and tensors; a {type(image).__name__} tells its own"
+            f"order {order!r} is for arrays and tensors; a {type(image).__name__} has its own"
         )
     if isinstance(image, (str, os.PathLike, Content)):
-        return read_image(image, range, max_pixels)
-    if isinstance(image, Image.Image):
-        try:
+        return read_picture(image, bands, range, max_pixels)
+    if not isinstance(image, Image.Image):
+        raise ImageError(f"{ACCEPTED}, got {type(image).__name__}")
+    try:
+        if bands is None:
             return pil_to_rgb(image, range)
-        except OSError as error:  # its file is only read now
-            raise ImageError(f"the Pillow image cannot be decoded: {error}") from error
-    raise ImageError(f"{ACCEPTED}, got {type(image).__name__}")
-
-
-def to_bands(
-    image: ImageLike,
-    count: int,
-    range: Range = None,
-    order: Order = "RGB",
-    max_pixels: int | None = None,
-) -> npt.NDArray[np.uint8]:
-    """The same for a network of `count` bands, (H, W, count) uint8.
-
-    Raises:
-        ImageError: it cannot be read or converted, or has other bands.
-        ValueError: an order was given, which bands do not have.
-        ImportError: as in `fassd.io.bands.read_bands`.
-    """
-    if order != "RGB":
-        raise ValueError(f"order is of three colours, the network takes {count} bands as they come")
-    if isinstance(image, torch.Tensor):
-        image = tensor_to_array(image, count)
-    if isinstance(image, Image.Image):
-        try:
-            image.load()
-            image = ImageOps.exif_transpose(image)
-        except OSError as error:  # its file is only read now
-            raise ImageError(f"the Pillow image cannot be decoded: {error}") from error
-        image = np.asarray(image.convert("RGB") if image.mode == "P" else image)
-    if isinstance(image, np.ndarray):
-        return array_to_bands(image, count, range)
-    if isinstance(image, (str, os.PathLike, Content)):
-        return read_bands(image, count, range, max_pixels)
-    raise ImageError(f"{ACCEPTED}, got {type(image).__name__}")
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+    except OSError as error:  # its file is only read now
+        raise ImageError(f"the Pillow image cannot be decoded: {error}") from error
+    values = np.asarray(upright.convert("RGB") if upright.mode == "P" else upright)
+    return array_to_bands(values, bands, range)
 
 
 def tensor_to_array(tensor: torch.Tensor, bands: int | None = None) -> npt.NDArray[Any]:

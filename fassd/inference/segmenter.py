@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fassd.export.exported import ExportedNetwork, default_device, is_exported
-from fassd.inference.pictures import Batch, ImageLike, Order, tensor_to_array, to_bands, to_rgb
+from fassd.inference.pictures import Batch, ImageLike, Order, tensor_to_array, to_picture
 from fassd.inference.views import SummedViews, Views, small_logits, summed
 from fassd.io.images import (
     MAX_PIXELS,
@@ -24,7 +24,7 @@ from fassd.io.images import (
     resized,
 )
 from fassd.io.levels import Range, as_range
-from fassd.io.palette import IGNORE, LabelClass, classes_of
+from fassd.io.palette import IGNORE, LabelClass, classes_of, leave_out
 from fassd.models import create_model, load, load_checkpoint
 from fassd.models.device import DTYPES, pick_device
 from fassd.models.encoder import reparameterize
@@ -33,8 +33,6 @@ from fassd.models.layers import logits_of
 from fassd.models.preprocess import normalize, preprocessing_of
 from fassd.models.zoo import is_weights_file, settled
 from fassd_kernels.reference.upsample import Measure
-
-MOST_SCORES = 1 << 28  # of all classes at full size, made at a time
 
 Labels: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Confident: TypeAlias = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
@@ -158,14 +156,29 @@ class Segmenter:
     def predict(self, image: Batch, *, order: Order = "RGB") -> list[Labels]: ...
     @overload
     def predict(
-        self, image: ImageLike, *, order: Order = "RGB", confidence: Measure
+        self,
+        image: ImageLike,
+        *,
+        order: Order = "RGB",
+        confidence: Measure,
+        min_confidence: float | None = None,
     ) -> Confident: ...
     @overload
     def predict(
-        self, image: Batch, *, order: Order = "RGB", confidence: Measure
+        self,
+        image: Batch,
+        *,
+        order: Order = "RGB",
+        confidence: Measure,
+        min_confidence: float | None = None,
     ) -> list[Confident]: ...
     def predict(
-        self, image: ImageLike | Batch, *, order: Order = "RGB", confidence: Measure | None = None
+        self,
+        image: ImageLike | Batch,
+        *,
+        order: Order = "RGB",
+        confidence: Measure | None = None,
+        min_confidence: float | None = None,
     ) -> Labels | Confident | list[Labels] | list[Confident]:
         """Label every pixel.
 
@@ -193,6 +206,8 @@ class Segmenter:
                 "probability", its "margin" over the second largest, or "entropy", 1 minus its ratio
                 to the entropy of equal probabilities. The probabilities are at the network's
                 temperature (`fassd val --temperature fit`).
+            min_confidence: certainty, from 0 to 1, below which labels become
+                `fassd.io.palette.IGNORE`.
 
         Returns:
             (H, W) class indices at the picture's own size, uint8 (uint16 above 256 classes); with
@@ -206,13 +221,21 @@ class Segmenter:
                 Pillow image, which have their own; or `confidence` is none of the above, or the
                 network only returns labels, or has more than 256 classes.
         """
-        if confidence is not None:
-            self.check_confidence(confidence)
+        if confidence is None:
+            return self._predict_any(image, order, None)
+        self.check_confidence(confidence, min_confidence)
+        found = self._predict_any(image, order, confidence)
+        for labels, certainty in found if isinstance(found, list) else [found]:
+            leave_out(labels, certainty, min_confidence)
+        return found
+
+    def _predict_any(
+        self, image: ImageLike | Batch, order: Order, confidence: Measure | None
+    ) -> Any:
         if isinstance(image, (list, tuple)):
             prefixes = [f"picture {i}: " for i, _ in enumerate(image)]
             pairs = zip(image, prefixes, strict=True)
-            several: Any = [self._predict(*each, order, confidence) for each in pairs]
-            return several
+            return [self._predict(*each, order, confidence) for each in pairs]
         if isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4:
             return self._predict_batch(image, order, confidence)
         return self._predict(image, "", order, confidence)
@@ -243,18 +266,25 @@ class Segmenter:
         if not self.views.plain:
             return self._summed(picture, prefix).mean(temperature=1.0).log()
         batch, size = self._batch(picture)
-        return self._resized(logits_of(self._run(self.model, batch, prefix)), size)
+        scores = logits_of(self._run(self.model, batch, prefix)).float()
+        if scores.shape[2:] != size:
+            scores = F.interpolate(scores, size, mode="bilinear", align_corners=True)
+        return scores[0]
 
     def check_confidence(self, measure: str, least: float | None = None) -> None:
-        """Raise ValueError where `predict` does not tell certainty by a measure, or labels of less
-        than `least` cannot be `fassd.io.palette.IGNORE`."""
+        """Check that `predict` gives certainty by a measure.
+
+        Raises:
+            ValueError: it does not; or labels below the certainty `least` cannot become
+                `fassd.io.palette.IGNORE`, which is a class.
+        """
         if measure not in get_args(Measure):
             known = ", ".join(get_args(Measure))
             raise ValueError(f"confidence must be one of {known}, or None, got {measure!r}")
         self._check_output(measure)
         if len(self.classes) > 256:
             raise ValueError(
-                f"confidence is of at most 256 classes, the network has {len(self.classes)}"
+                f"confidence needs at most 256 classes, the network has {len(self.classes)}"
             )
         if least is not None and len(self.classes) > IGNORE:
             raise ValueError(f"--min-confidence writes {IGNORE}, which is a class here")
@@ -265,8 +295,8 @@ class Segmenter:
         output = getattr(getattr(file, "metadata", None), "output", "logits")
         if output != "logits" and not (measure == file.measure is not None and self.views.plain):
             raise ValueError(
-                f"{file.path} gives {output}, and of {measure or 'probabilities'} says nothing: "
-                "export it with --output logits"
+                f"{file.path} gives {output} without {measure or 'probabilities'}: export it with "
+                "--output logits"
             )
 
     def _predict(self, image: Any, prefix: str, order: Order, confidence: Measure | None) -> Any:
@@ -308,9 +338,13 @@ class Segmenter:
         network: Any = self.model
         if self._is_direct(batch, size):
             return self._run(network.predict_labels, batch, prefix).cpu().numpy()
-        scores = logits_of(self._run(self.model, batch, prefix))
-        labels = torch.stack([self._largest(each[None], size) for each in scores]).cpu().numpy()
-        return labels.astype(np.uint8) if scores.shape[1] <= 256 else labels.astype(np.uint16)
+        found = []
+        for scores in logits_of(self._run(self.model, batch, prefix)).float():
+            alone = SummedViews(size, softmax=False)
+            alone.add(scores[None], None, False)
+            found.append(alone.labels())
+        labels = torch.stack(found).cpu().numpy()
+        return labels if labels.dtype == np.uint8 else labels.astype(np.uint16)
 
     def _is_direct(self, batch: torch.Tensor, size: tuple[int, int]) -> bool:
         """True if the network returns labels of up to 256 classes without full-size scores."""
@@ -333,8 +367,8 @@ class Segmenter:
                 return self._run(direct, batch, prefix)[0]
         if getattr(getattr(network, "metadata", None), "output", "logits") != "logits":
             raise ValueError(
-                f"{prefix}{network.path} tells how certain labels are at the size alone that it "
-                "takes: resize the picture, or export with --size dynamic, or logits"
+                f"{prefix}{network.path} gives certainty only at the size that it takes: resize "
+                "the picture, or export with --size dynamic, or logits"
             )
         return self._summed(picture, prefix).confident(measure)
 
@@ -342,9 +376,7 @@ class Segmenter:
         """A picture as uint8 RGB, (H, W, 3), or (H, W, bands)."""
         of_file = isinstance(image, (str, os.PathLike))  # whose errors name it themselves
         try:
-            if self.bands is not None:
-                return to_bands(image, self.bands, self.range, order, self.max_pixels)
-            return to_rgb(image, self.range, order, self.max_pixels)
+            return to_picture(image, self.range, order, self.max_pixels, self.bands)
         except ImageError as error:
             if of_file and order == "RGB":
                 raise
@@ -379,27 +411,6 @@ class Segmenter:
                 return network(batch)
         except ValueError as error:
             raise ValueError(f"{prefix}{error}") from error
-
-    def _largest(self, scores: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """The class of the largest score at `size`, (H, W)."""
-        classes = scores.shape[1]
-        if scores.shape[2:] == size or classes * size[0] * size[1] <= MOST_SCORES:
-            return self._resized(scores, size).argmax(0)
-        # All scores of 19 classes for a hundred megapixels would take 8 GB.
-        best = self._resized(scores[:, :1], size)[0]
-        labels = torch.zeros(size, dtype=torch.int32, device=scores.device)
-        for index in range(1, classes):
-            plane = self._resized(scores[:, index : index + 1], size)[0]
-            labels.masked_fill_(plane > best, index)
-            torch.maximum(best, plane, out=best)
-        return labels
-
-    def _resized(self, scores: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """The scores of one picture at `size`, (classes, H, W) float32."""
-        scores = scores.float()
-        if scores.shape[2:] != size:
-            scores = F.interpolate(scores, size, mode="bilinear", align_corners=True)
-        return scores[0]
 
 
 def _name(image: Any) -> str:

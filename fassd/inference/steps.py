@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,16 +19,11 @@ from fassd.inference.fields import TILE, Field
 from fassd.inference.maps import MapFile
 from fassd.models.replacing import replacing
 
-try:
-    import fcntl
-except ImportError:  # of Windows there is no such lock
-    fcntl = None  # type: ignore[assignment]
-
 MEMORY = 2 << 30
-"""Bytes that a strip may take, if nothing else is asked for."""
+"""Default number of bytes that a strip may take."""
 
 NOTED = 5.0
-"""Seconds after which it is noted how far a step is; that it is done is noted at once."""
+"""Seconds after which the progress of a step is noted; its end is noted at once."""
 
 JOURNAL = "journal.json"
 """Name of the file that says which strips are done."""
@@ -39,8 +33,8 @@ class Picture(Protocol):
     """Rows of a picture.
 
     Attributes:
-        height, width: its size.
-        identity: what tells it from other pictures, as JSON can hold it.
+        height, width: size in pixels.
+        identity: value that distinguishes it from other pictures, of types that JSON has.
     """
 
     height: int
@@ -54,7 +48,7 @@ class Picture(Protocol):
 
 @dataclass
 class Target:
-    """A map that a step makes, and rows of the step's input to a row of it."""
+    """A map that a step makes, and the number of rows of the step's input per row of it."""
 
     map: MapFile
     stride: int
@@ -62,17 +56,17 @@ class Target:
 
 @dataclass
 class Step:
-    """What is done strip by strip from one map to the next.
+    """The work from one map to the next, strip by strip.
 
     Attributes:
-        name: of what it makes.
-        targets: what it writes.
-        height: rows of what it reads.
-        field: what its layers see; `stride` is the coarsest of the targets'.
-        compute: (first, last), rows of what it reads, to those of every target, (1, C, rows, W),
-            the first of which belongs to row `first`.
+        name: name of its result.
+        targets: maps that it writes.
+        height: number of rows of its input.
+        field: receptive field of its layers; `stride` is the coarsest of the targets'.
+        compute: function from (first, last), a range of input rows, to the rows of every target,
+            (1, C, rows, W), the first of which belongs to row `first`.
         reads: maps that it reads.
-        whole: whether it takes all rows at once.
+        whole: True if it takes all rows at once.
     """
 
     name: str
@@ -85,12 +79,12 @@ class Step:
 
     @property
     def align(self) -> int:
-        """Rows of the input, at multiples of which a strip may begin and end."""
+        """Number of input rows at multiples of which a strip may begin and end."""
         return TILE * self.field.stride
 
     @property
     def units(self) -> int:
-        """Rows of the coarsest target, at least one of every other."""
+        """Number of rows of the coarsest target, each with at least one row of every other."""
         return max(-(-t.map.height * t.stride // self.field.stride) for t in self.targets)
 
     def input_rows(self, first: int, last: int) -> tuple[int, int]:
@@ -103,9 +97,9 @@ class Step:
         return begin, min(self.height, -(-below // self.align) * self.align)
 
     def units_within(self, values: float, rows: int | None, height: int) -> int:
-        """Units of a strip of at most so many values; or of `rows` of a picture of `height`.
+        """Number of units in a strip of at most `values` values, or of `rows` picture rows.
 
-        At least one, of which `least_values` tells whether it fits.
+        At least one; `least_values` are its values. `height` is that of the picture.
         """
         if self.whole:
             return self.units
@@ -119,12 +113,12 @@ class Step:
         return max(1, min(self.units, fit // self.field.stride))
 
     def least_rows(self) -> int:
-        """Rows that the smallest strip away from the borders has."""
+        """Number of input rows of the smallest strip away from the borders."""
         rows = 2 * (self.field.reach + self.align) + self.field.stride
         return self.height if self.whole else min(rows, self.height)
 
     def least_values(self) -> float:
-        """Values that the smallest strip has."""
+        """Number of values in the smallest strip."""
         return self.field.values * self.least_rows()
 
     def do(self, first: int, last: int) -> None:
@@ -150,17 +144,17 @@ def run(
 ) -> None:
     """Do the steps, from where an earlier run of the same work in this folder ended.
 
-    The folder is to be `alone`. What the journal says is done is on the disk, so that it holds
-    through a crash of the machine, too, which loses the last `NOTED` seconds.
+    The folder must be `fassd.io.files.locked`. What the journal says is done is on the disk, so
+    that it also holds through a crash of the machine, which loses the last `NOTED` seconds.
 
     Args:
-        steps: of a `Plan`; the last one's targets stay, all other maps are deleted when the last
-            step that reads them is done.
-        folder: of the maps.
-        identity: what tells this work from other work.
+        steps: steps of a `Plan`; the last one's targets stay, all other maps are deleted when the
+            last step that reads them is done.
+        folder: folder of the maps.
+        identity: text that distinguishes this work from other work.
         memory: bytes that the values of a strip may take.
         rows: rows of the picture in a strip, in place of `memory`.
-        progress: called with the share that is done, after each strip.
+        progress: function called after each strip with the share of the work that is done.
 
     Raises:
         OSError: the maps do not fit on the disk.
@@ -196,7 +190,7 @@ def run(
 
 
 def _itemsize(step: Step) -> int:
-    """Bytes of a value that is computed with."""
+    """Size in bytes of the largest values that a step reads or writes."""
     return max(each.dtype.itemsize for each in (*step.reads, *(t.map for t in step.targets)))
 
 
@@ -222,7 +216,7 @@ def _check_space(steps: Sequence[Step], folder: Path, done: dict[str, int]) -> N
 
 
 def _journal(folder: Path, identity: str) -> dict[str, int]:
-    """Units of each step that are done; what other work has left is removed."""
+    """Number of finished units of each step; maps that other work has left are removed."""
     try:
         found = json.loads((folder / JOURNAL).read_text())
         if found["identity"] == identity:
@@ -235,27 +229,8 @@ def _journal(folder: Path, identity: str) -> dict[str, int]:
 
 
 def _note(step: Step, folder: Path, identity: str, done: dict[str, int]) -> None:
-    """Write down what is done, when the results of the step that made the last of it are safe."""
+    """Note what is done, once the results of the last step are on the disk."""
     for target in step.targets:
         target.map.sync()
     with replacing(folder / JOURNAL, durable=True) as file:
         file.write(json.dumps({"identity": identity, "done": done}).encode())
-
-
-@contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Make a folder and keep other processes out of it, where the system can.
-
-    Raises:
-        OSError: another process is at work there, or it cannot be made.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
-        yield
-        return
-    with (folder / "lock").open("wb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OSError(f"{folder}: another process is at work there") from error
-        yield

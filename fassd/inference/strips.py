@@ -178,7 +178,7 @@ class Plan:
         return made
 
     def label(self, scores: MapFile, measure: Measure | None) -> None:
-        """The last step, to the labels and perhaps how certain they are."""
+        """The last step, to the labels and, with a measure, their certainty."""
         network, classes = self.network, scores.shape[2]
         height, width = self.picture.height, self.picture.width
         dtype = torch.uint8 if classes <= 256 else torch.uint16
@@ -216,10 +216,10 @@ def plan(
 ) -> Plan:
     """The steps from a picture to its labels by a network, with their maps in a folder.
 
-    With a `measure` the last step has two targets, of which the second is how certain labels are.
+    With a `measure` the last step has a second target: the certainty of the labels.
 
     Raises:
-        UnboundedError: it is not known how far a module sees, or the network is none of
+        UnboundedError: the reach of a module is not known, or the network is not one of
             `fassd.models`; the message names it.
         ValueError: the picture is too small for the network, or has bands; or the segmenter has a
             size or several views.
@@ -227,7 +227,7 @@ def plan(
     network = segmenter.model
     if not isinstance(network, FASSDNet):
         raise UnboundedError(
-            f"strips are of the networks of fassd.list_models(), not of a {type(network).__name__}"
+            f"strips need a network of fassd.list_models(), got a {type(network).__name__}"
         )
     if segmenter.size is not None:
         raise ValueError("strips are of a picture's own size: no other size can be given")
@@ -269,7 +269,7 @@ def _part(network: Any, begin: int, end: int) -> Callable[[Tensor], Tensor]:
 
 
 def _whole_field(parts: Sequence[tuple[str, nn.Module]], size: tuple[int, int]) -> Field:
-    """Of a part that keeps the size and has to be given the whole map."""
+    """The field of a part that keeps the size and needs the whole map."""
     channels = sum(
         inner.out_channels
         for _, part in parts

@@ -28,7 +28,7 @@ OVERLAP = 4
 """Tiles share one part in `OVERLAP` of their side with the next tile."""
 
 
-class Window(NamedTuple):
+class Span(NamedTuple):
     """Positions [first, last) that a tile sees, and [top, bottom) that it provides labels for."""
 
     first: int
@@ -37,7 +37,7 @@ class Window(NamedTuple):
     bottom: int
 
 
-def windows(total: int, side: int) -> list[Window]:
+def windows(total: int, side: int) -> list[Span]:
     """The tiles along an axis: of equal sides, the last one moved back to the end.
 
     Args:
@@ -45,12 +45,12 @@ def windows(total: int, side: int) -> list[Window]:
         side: side of a tile in pixels; a shorter axis is one tile.
     """
     if total <= side:
-        return [Window(0, total, 0, total)]
+        return [Span(0, total, 0, total)]
     step = side - side // OVERLAP
     firsts = [*range(0, total - side, step), total - side]
     borders = [0, *((one + side + other) // 2 for one, other in pairwise(firsts)), total]
     seen = zip(firsts, pairwise(borders), strict=True)
-    return [Window(first, first + side, *kept) for first, kept in seen]
+    return [Span(first, first + side, *kept) for first, kept in seen]
 
 
 class TileStep(Step):
@@ -59,9 +59,9 @@ class TileStep(Step):
     Args:
         segmenter: segmenter that labels a tile.
         picture: picture to label.
-        folder: of the labels' file.
-        side: of a tile, at least 1.
-        measure: of how certain labels are, which the second target is; None for labels alone.
+        folder: folder for the labels' file.
+        side: side of a tile in pixels, at least 1.
+        measure: measure of certainty, which becomes a second target; None for labels alone.
 
     Raises:
         ValueError: the side is invalid, or the network takes other bands than RGB.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import queue
 import signal
 import threading
@@ -19,7 +20,8 @@ import numpy.typing as npt
 from fassd.io.files import replacing
 from fassd.io.palette import Draw, drawing, palette
 from fassd.io.video.source import Frame, Trouble, VideoError, VideoSource
-from fassd.io.video.writer import FORMATS, VideoWriter, check_codec
+from fassd.io.video.writer import FORMATS, VideoWriter
+from fassd_kernels.reference.upsample import Measure
 
 View = Literal["overlay", "labels", "side-by-side", "trainids"]
 
@@ -32,6 +34,9 @@ class Labeller(Protocol):
     or to a tuple of these and their certainty."""
 
     def predict(self, image: npt.NDArray[np.uint8]) -> Any: ...
+
+
+Label = Callable[[npt.NDArray[np.uint8]], Any]
 
 
 @dataclass
@@ -81,8 +86,9 @@ def segment_video(
     view: View = "overlay",
     opacity: float = 0.5,
     colors: npt.NDArray[np.uint8] | None = None,
-    codec: str | None = None,
     limit: int | None = None,
+    confidence: Measure | None = None,
+    min_confidence: float | None = None,
     on_frame: Callable[[Summary], object] | None = None,
 ) -> Summary:
     """Label a video frame by frame and write the result as another video.
@@ -101,8 +107,9 @@ def segment_video(
             the labels themselves, without loss (FFV1, for at most 256 classes).
         opacity: strength of the colours in the overlay.
         colors: (classes, 3) uint8 RGB; by default the segmenter's `palette`, else Cityscapes'.
-        codec: FFmpeg's name of the encoder; None picks one by the ending.
         limit: maximum number of frames to label.
+        confidence, min_confidence: as in `fassd.Segmenter.predict`; the overlay fades where labels
+            are uncertain.
         on_frame: function called after each frame with the summary so far.
 
     Raises:
@@ -112,14 +119,16 @@ def segment_video(
     output = Path(output)
     if output.suffix.lower() not in FORMATS:
         raise VideoError(f"{output}: must end in {', '.join(FORMATS)}, got {output.suffix!r}")
-    if codec is not None:
-        check_codec(codec, output.suffix.lower())
     if colors is None:
         colors = getattr(segmenter, "palette", palette())
     draw = drawing(view, opacity, colors)
+    label: Label = segmenter.predict
+    if confidence is not None:
+        certain: Any = {"confidence": confidence, "min_confidence": min_confidence}
+        label = functools.partial(label, **certain)
     run = _Run(source, limit, on_frame or (lambda _: None))
     with _first_ctrl_c(run.interrupt):
-        return run(output, segmenter, draw, codec)
+        return run(output, label, draw)
 
 
 @contextlib.contextmanager
@@ -158,24 +167,22 @@ class _Run:
         self.summary.interrupted = True
         self._stop_reading()
 
-    def __call__(self, output: Path, segmenter: Labeller, draw: Draw, codec: str | None) -> Summary:
+    def __call__(self, output: Path, label: Label, draw: Draw) -> Summary:
         threading.Thread(target=self._decode, daemon=True).start()
         try:
             frames = self._frames()
             first = self._first(frames)
-            labels = self._label(segmenter, first.image)
+            labels = self._label(label, first.image)
             shape = draw(first.image, *labels).shape
             with replacing(output) as file:
                 suffix = output.suffix.lower()
-                writer = VideoWriter(
-                    file, suffix, shape[:2], self.source, codec, grey=len(shape) == 2
-                )
+                writer = VideoWriter(file, suffix, shape[:2], self.source, grey=len(shape) == 2)
                 self.summary.size = first.image.shape[:2]
                 self.summary.codec, self.summary.silent = writer.codec, writer.silent
                 encoder = threading.Thread(target=self._encode, args=(writer, draw), daemon=True)
                 encoder.start()
                 self._hand_over((first, labels))
-                self._label_all(frames, segmenter)
+                self._label_all(frames, label)
                 self._hand_over(None)
                 while encoder.is_alive():  # in steps, so that a second Ctrl-C is noticed everywhere
                     encoder.join(POLL)
@@ -256,11 +263,11 @@ class _Run:
         damaged = f" ({skipped} damaged)" if skipped else ""
         raise VideoError(f"{self.source.name}: holds no frame that can be decoded{damaged}")
 
-    def _label(self, segmenter: Labeller, image: npt.NDArray[np.uint8]) -> tuple[Any, ...]:
+    def _label(self, label: Label, image: npt.NDArray[np.uint8]) -> tuple[Any, ...]:
         """Labels and, if the segmenter returns it, their certainty."""
         started = time.perf_counter()
         try:
-            labels = segmenter.predict(image)
+            labels = label(image)
         except ValueError as error:
             raise VideoError(f"{self.source.name}: {error}") from error
         self.summary.busy["network"] += time.perf_counter() - started
@@ -269,12 +276,12 @@ class _Run:
         self.on_frame(self.summary)
         return labels if isinstance(labels, tuple) else (labels,)
 
-    def _label_all(self, frames: Iterator[Frame], segmenter: Labeller) -> None:
+    def _label_all(self, frames: Iterator[Frame], label: Label) -> None:
         while self.limit is None or self.summary.frames < self.limit:
             frame = next(frames, None)
             if frame is None or self.failure is not None:
                 return
-            labels = None if frame.image is None else self._label(segmenter, frame.image)
+            labels = None if frame.image is None else self._label(label, frame.image)
             self._hand_over((frame, labels))
 
     def _hand_over(self, item: tuple[Frame, Any] | None) -> None:

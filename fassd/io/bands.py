@@ -20,11 +20,13 @@ from PIL import Image, ImageOps
 
 from fassd.io.images import (
     MAX_PIXELS,
+    PASSED_OVER,
     Content,
     ImageError,
     Reading,
     TooManyPixelsError,
     checked_values,
+    examine_image,
     levels_of,
     open_image,
     pages_passed_over,
@@ -44,21 +46,21 @@ AXES = {"YX": (), "YXS": (), "SYX": (0, -1)}
 """Orders of a page's axes, and the axis to move to get (H, W, bands)."""
 
 
-def read_bands(
+def read_picture(
     path: str | os.PathLike[str] | Content,
-    count: int,
+    bands: int | None = None,
     range: Range = None,
     max_pixels: int | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """Read a picture with `count` bands, (H, W, count) uint8.
+    """Read a picture with `bands` bands, (H, W, bands) uint8, or by `read_image` in three colours.
 
     The bands are the channels of a picture, the pages of a TIFF of one band each, or the last axis
-    of an array (H, W, count) in a .npy file. Warns (`ImageWarning`) as `fassd.io.images.read_image`
+    of an array (H, W, bands) in a .npy file. Warns (`ImageWarning`) as `fassd.io.images.read_image`
     does.
 
     Args:
         path: path of the file, or its content.
-        count: required number of bands.
+        bands: required number of bands; None for three colours.
         range: values that become 0 and 255, the same for all bands, as in `read_image`.
         max_pixels: maximum of height times width.
 
@@ -66,27 +68,29 @@ def read_bands(
         ImageError: as in `read_image`; or the number of bands differs, or their sizes do.
         ImportError: a TIFF of several bands needs tifffile, which is missing.
     """
-    return warned(examine_bands(path, count, range, max_pixels), prefix_of(path))
+    return warned(examine_picture(path, bands, range, max_pixels), prefix_of(path))
 
 
-def examine_bands(
+def examine_picture(
     path: str | os.PathLike[str] | Content,
-    count: int,
+    bands: int | None = None,
     range: Range = None,
     max_pixels: int | None = None,
 ) -> Reading:
-    """Like `read_bands`, but returns its warnings, too."""
+    """Like `read_picture`, but returns its warnings, too."""
+    if bands is None:
+        return examine_image(path, range, max_pixels)
     range = as_range(range)
     try:
         source = io.BytesIO(path) if isinstance(path, Content) else Path(path)
-        if count > 1 and _begins_with(source, TIFF):
-            values, highest, remarks = _tiff(source, count, max_pixels or MAX_PIXELS)
+        if bands > 1 and _begins_with(source, TIFF):
+            values, highest, remarks = _tiff(source, bands, max_pixels or MAX_PIXELS)
         elif _begins_with(source, NPY):
             values, highest, remarks = _npy(source, range, max_pixels or MAX_PIXELS), 65535, []
         else:
             values, highest, remarks = _by_pillow(source, max_pixels)
-        if values.shape[2] != count:
-            raise ImageError(_other(values.shape[2], count))
+        if values.shape[2] != bands:
+            raise ImageError(_other(values.shape[2], bands))
         levels, used, more = levels_of(values, highest, range)
     except ImportError:
         raise
@@ -103,7 +107,7 @@ def array_to_bands(
     Args:
         array: (H, W, count), or (H, W) for one band; dtypes as in `fassd.io.images.array_to_rgb`.
         count: required number of bands.
-        range: values that become 0 and 255, as in `read_bands`.
+        range: values that become 0 and 255, as in `read_picture`.
 
     Raises:
         ImageError: the shape or dtype is another, there are no pixels, or values are out of range.
@@ -170,7 +174,7 @@ def _tiff(
             alone = True
             with contextlib.suppress(Exception):  # damage after the first page does not matter
                 alone = bool(tiff.pages[1].is_reduced)  # a smaller copy of the first
-            remarks = [] if alone else ["only the first of several pages is read"]
+            remarks = [] if alone else [PASSED_OVER]
             return *_values([first]), remarks
         pages, index = [first], 1
         while len(pages) <= count and (page := _page(tiff, index, max_pixels)) is not None:

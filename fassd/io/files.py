@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,23 +55,51 @@ def staged(path: Path) -> Iterator[Path]:
             os.replace(written, path.with_name(written.name))
 
 
-def regular(path: str | os.PathLike[str], flags: int) -> int:
-    """Opener (see `open`) of a predictable name in a folder that others may write to.
+# ---------------------------------------------------------------------------------------- locking
+
+LOCK = ".lock"
+_LOCKED: set[Path] = set()  # by this process itself, which the system's lock does not keep out
+
+
+class InUseError(OSError):
+    """Another process, or another part of this one, works in a folder."""
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep others out of a folder within the block; the system unlocks it however a process ends.
+
+    Nothing is locked in a folder that cannot be written to, nor, after a warning, where there are
+    no locks.
 
     Raises:
-        OSError: the name is a link, a pipe, a device or a folder, or one of several names of a
-            file: writes would end up elsewhere, and reads might never end.
+        InUseError: others are in it.
     """
-    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    if os.path.islink(path):  # O_NOFOLLOW is for a link that is made after this
-        raise OSError(f"{os.fspath(path)}: is a link, which is not followed; remove it")
-    handle = os.open(path, flags, 0o666)
-    state = os.fstat(handle)
-    if stat.S_ISREG(state.st_mode) and state.st_nlink <= 1:
-        return handle
-    os.close(handle)
-    what = "a file with other names, too" if stat.S_ISREG(state.st_mode) else "no regular file"
-    raise OSError(f"{os.fspath(path)}: is {what}, which is left alone; remove it")
+    place = folder.resolve()
+    busy = InUseError(f"{folder} is in use by another process or run: wait for it, or stop it")
+    if place in _LOCKED:
+        raise busy
+    with contextlib.ExitStack() as stack:
+        if os.access(folder, os.W_OK):
+            try:
+                import fcntl
+
+                file = stack.enter_context((folder / LOCK).open("ab"))
+                # Not flock: worker processes would inherit it and hold it for a while after the
+                # process was killed.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                raise busy from None
+            except ImportError:  # on Windows
+                pass
+            except OSError as error:
+                warnings.warn(
+                    f"{folder} cannot be locked ({error}): make sure that no other process uses it",
+                    stacklevel=2,
+                )
+        _LOCKED.add(place)
+        stack.callback(_LOCKED.discard, place)
+        yield
 
 
 # --------------------------------------------------------------------------------------- checking

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from fassd.io.files import regular
-
 RECORD = ".fassd-predict.jsonl"
 """Name of the record in an output folder: one JSON object per line, of which the last counts."""
 
-OUTPUT_ENDINGS = ("_color.png", "_overlay.png", "_trainids.png")
-"""Endings of the files that `fassd predict` writes for a picture; the record names the first."""
+OUTPUT_ENDINGS = {"labels": "_color.png", "overlay": "_overlay.png", "trainids": "_trainids.png"}
+"""Endings of the files that `fassd predict` writes for a picture, by what they show; the record
+names the first."""
 
-LABEL_IDS_ENDING = "_labelids.png"
-CONFIDENCE_ENDING = "_confidence.png"
-PROBABILITIES_ENDINGS = {"npz": "_probabilities.npz", "tiff": "_probabilities.tif"}
-"""Further endings: ids of a card, certainties, probabilities by the kind of file."""
+FURTHER_ENDINGS = {
+    "label-ids": "_labelids.png",
+    "confidence": "_confidence.png",
+    "npz": "_probabilities.npz",
+    "tiff": "_probabilities.tif",
+}
+"""Endings of further files on request: ids of a card, certainties, probabilities."""
 
-STRIP_ENDINGS = ("_trainids.tif", "_overlay.tif")
+STRIP_ENDINGS = {"trainids": "_trainids.tif", "overlay": "_overlay.tif"}
+STRIP_FURTHER_ENDINGS = {"label-ids": "_labelids.tif", "confidence": "_confidence.tif"}
 """The same for a picture that is segmented in strips."""
-
-STRIP_IDS_ENDING = "_labelids.tif"
-STRIP_CONFIDENCE_ENDING = "_confidence.tif"
 
 VIDEO_ENDINGS = {
     "overlay": "_overlay.mp4",
@@ -37,7 +37,13 @@ VIDEO_ENDINGS = {
 }
 """The same for the videos that it writes into a folder, by their view."""
 
-UNSAFE = re.compile(r"[^\w\s{}\":,./\\-]")
+TOGETHER = (
+    (*OUTPUT_ENDINGS.values(), *FURTHER_ENDINGS.values()),
+    (*STRIP_ENDINGS.values(), *STRIP_FURTHER_ENDINGS.values()),
+    *((ending,) for ending in VIDEO_ENDINGS.values()),
+)
+"""Endings of the files of one source, of which the record has the first."""
+
 Stamp = list[list[Any]]
 
 
@@ -60,9 +66,6 @@ class Record:
 
     Args:
         folder: output folder, which need not exist.
-
-    Raises:
-        OSError: the record's name is a link, or not a regular file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -88,13 +91,10 @@ class Record:
 
     def _append(self, name: str, key: str) -> None:
         self._finished[name] = key
-        # Written with escapes, a name is harmless to a shell that is made to read the record.
-        line = UNSAFE.sub(
-            lambda found: f"\\u{ord(found[0]):04x}", json.dumps({"name": name, "key": key})
-        )
+        line = json.dumps({"name": name, "key": key})
         # A line feed in front ends a line that a killed process may have left. Text that is
         # appended in one call is not mixed with what other processes append.
-        with open(self.path, "ab", buffering=0, opener=regular) as file:
+        with open(self.path, "ab", buffering=0) as file:
             file.write(f"\n{line}\n".encode())
 
 
@@ -108,44 +108,29 @@ class WrittenFiles:
         self._listed: dict[Path, Set[str]] = {}
 
     def __contains__(self, file: Path) -> bool:
-        further = (LABEL_IDS_ENDING, CONFIDENCE_ENDING, *PROBABILITIES_ENDINGS.values())
-        of_pictures = (*OUTPUT_ENDINGS, *further)
-        of_strips = (*STRIP_ENDINGS, STRIP_IDS_ENDING, STRIP_CONFIDENCE_ENDING)
-        endings = (*of_pictures, *of_strips, *VIDEO_ENDINGS.values())
-        ending = next((ending for ending in endings if file.name.endswith(ending)), None)
-        if ending is None:
-            return False
-        noted = os.path.abspath(file)
-        for together in (of_pictures, of_strips):
-            if ending in together:
-                noted = noted.removesuffix(ending) + together[0]
-        return any(
-            Path(noted).relative_to(folder).as_posix() in self._names(folder)
-            for folder in Path(noted).parents
-        )
+        for endings in TOGETHER:
+            ending = next((each for each in endings if file.name.endswith(each)), None)
+            if ending is not None:
+                noted = Path(os.path.abspath(file).removesuffix(ending) + endings[0])
+                return any(
+                    noted.relative_to(folder).as_posix() in self._names(folder)
+                    for folder in noted.parents
+                )
+        return False
 
     def _names(self, folder: Path) -> Set[str]:
         if folder not in self._listed:
-            try:
-                self._listed[folder] = _read(folder / RECORD).keys()
-            except OSError:
-                self._listed[folder] = frozenset()
+            self._listed[folder] = _read(folder / RECORD).keys()
         return self._listed[folder]
 
 
 def _read(path: Path) -> dict[str, str]:
     """The keys of a record's names; invalid lines are ignored."""
     found: dict[str, str] = {}
-    try:
-        with open(path, "rb", opener=regular) as file:
-            for line in file:
-                try:
-                    entry = json.loads(line)
-                    found[str(entry["name"])] = entry["key"]
-                except (ValueError, KeyError, TypeError, RecursionError):
-                    continue
-    except FileNotFoundError:
-        pass
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+            entry = json.loads(line)
+            found[str(entry["name"])] = entry["key"]
     return found
 
 

@@ -42,7 +42,7 @@ MAX_PIXELS = 100_000_000
 """Height times width up to which `fassd predict` and `Segmenter` read a picture."""
 
 NEW_SUBFILE_TYPE = 254  # TIFF's tag
-MOST_PAGES = 1000  # largest number of pages that are counted
+PASSED_OVER = "only the first of several pages or frames is read"
 
 
 class ImageError(ValueError):
@@ -192,38 +192,17 @@ def unreadable_because(path: str | os.PathLike[str] | Content, error: Exception)
 
 def pages_passed_over(image: Any) -> list[str]:
     """A remark on pages or frames after the first, if there are any."""
-    count, what = 1, "frames"
+    several = False
     # Damage after the first does not matter.
     with contextlib.suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if image.format == "TIFF":
-            count, what = _pages(image), "pages"
+            image.seek(1)
+            several = not image.tag_v2.get(NEW_SUBFILE_TYPE, 0) & 1  # no smaller copy of the first
         elif image.format != "MPO":  # the others in a camera's JPEG are previews of the first
-            count = getattr(image, "n_frames", 1)
+            several = getattr(image, "is_animated", False)
     image.seek(0)
-    return others_passed_over(count, what)
-
-
-def others_passed_over(count: int, what: str) -> list[str]:
-    """A remark on pages or frames after the first of `count`, if there are any."""
-    if count < 2:
-        return []
-    more = " or more" if what == "pages" and count == MOST_PAGES else ""
-    return [f"only the first of {count}{more} {what} is read, {count - 1}{more} passed over"]
-
-
-def _pages(tiff: Any) -> int:
-    """Number of pages that are not smaller copies of others, up to `MOST_PAGES`."""
-    count = 1
-    for page in range(1, MOST_PAGES):  # each can only be found from the one before
-        try:
-            tiff.seek(page)
-            count += not tiff.tag_v2.get(NEW_SUBFILE_TYPE, 0) & 1
-        except EOFError:
-            break
-        except Exception:  # Pillow does not read pages of this kind
-            count += 1
-    return count
+    return [PASSED_OVER] if several else []
 
 
 # ------------------------------------------------------------------------------------- converting

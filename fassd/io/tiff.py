@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 import zlib
@@ -14,15 +15,9 @@ import numpy.typing as npt
 
 from fassd.io.files import replacing
 from fassd.io.finished import stamp
-from fassd.io.images import (
-    MOST_PAGES,
-    ImageError,
-    ImageWarning,
-    array_to_rgb,
-    examine_image,
-    others_passed_over,
-)
+from fassd.io.images import PASSED_OVER, ImageError, ImageWarning, array_to_rgb, examine_image
 from fassd.io.levels import Range, as_range
+from fassd.io.packages import need
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 
@@ -35,8 +30,6 @@ TILE = 256
 MOST_SIDE = 1 << 24
 """Longest permitted side of a picture, in pixels."""
 
-INSTALL = "pip install 'fassd-net[tiff]'"
-
 DEFLATE = (8, 32946)  # codes of the compression, Adobe's and the older one
 PLAIN, SEPARATE, UPRIGHT, JPEG = 1, 2, 1, 7
 WHITE_IS_ZERO, BLACK_IS_ZERO, COLORS, PALETTE, YCBCR = 0, 1, 2, 3, 6
@@ -45,12 +38,13 @@ BANDS = {WHITE_IS_ZERO: (1,), BLACK_IS_ZERO: (1,), COLORS: (3, 4), PALETTE: (1,)
 UNSPECIFIED, UNASSOCIATED = 0, 2  # kinds of a fourth band: not stated, or alpha
 
 
-class ArrayRows:
-    """The rows of a picture in memory, (H, W, 3) uint8 RGB."""
+class ArrayRows(contextlib.nullcontext["ArrayRows"]):
+    """The rows of a picture in memory, (H, W, 3) uint8 RGB; nothing has to be closed."""
 
     def __init__(
         self, pixels: npt.NDArray[np.uint8], identity: Any = None, remarks: Sequence[str] = ()
     ) -> None:
+        super().__init__(self)
         self.pixels, self.identity, self.remarks = pixels, identity, tuple(remarks)
         self.height, self.width = pixels.shape[:2]
 
@@ -98,7 +92,10 @@ class TiffRows:
         except BaseException:
             self.close()
             raise
-        self.remarks = tuple(others_passed_over(self._count_pages(), "pages"))
+        self.remarks: tuple[str, ...] = ()
+        with contextlib.suppress(Exception):  # damage after the first page does not matter
+            if not self._file.pages[1].is_reduced:  # no smaller copy of the first
+                self.remarks = (PASSED_OVER,)
         self._bands: dict[int, npt.NDArray[Any]] = {}
 
     def __enter__(self) -> TiffRows:
@@ -176,18 +173,6 @@ class TiffRows:
                 "has colours that are multiplied by their alpha (ExtraSamples "
                 f"{', '.join(map(str, extra))}); unassociated alpha (2) is read"
             )
-
-    def _count_pages(self) -> int:
-        """Number of pages that are not smaller copies of others, up to `MOST_PAGES`."""
-        count = 1
-        for index in range(1, MOST_PAGES):
-            try:
-                count += not int(self._file.pages[index].subfiletype) & 1
-            except IndexError:
-                break
-            except Exception:  # damage after the first page does not matter
-                count += 1
-        return count
 
     def _inspect_segments(self) -> None:
         page = self._page
@@ -313,30 +298,19 @@ class TiffRows:
     def _error(self, why: str) -> ImageError:
         return ImageError(f"{self.path}: {why}")
 
-    def _naming(self, what: str) -> _Naming:
-        return _Naming(self.path, what)
-
-
-class _Naming:
-    """Turn whatever a decoder raises into an `ImageError` that names the file."""
-
-    def __init__(self, path: Path, what: str) -> None:
-        self.path, self.what = path, what
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if not isinstance(error, Exception):
-            return
-        reason = str(error) or type(error).__name__
-        if isinstance(error, ImageError) and self.what == "is damaged":
-            raise ImageError(f"{self.path}: {reason}") from error
-        if isinstance(error, MemoryError):
-            reason = "does not fit in memory"
-        if isinstance(error, FileNotFoundError):
-            raise ImageError(f"{self.path}: no such file") from error
-        raise ImageError(f"{self.path}: {self.what} ({reason})") from error
+    @contextlib.contextmanager
+    def _naming(self, what: str) -> Iterator[None]:
+        """Turn whatever a decoder raises into an `ImageError` that names the file."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise self._error("no such file") from error
+        except Exception as error:
+            reason = str(error) or type(error).__name__
+            if isinstance(error, MemoryError):
+                reason = "does not fit in memory"
+            own = isinstance(error, ImageError) and what == "is damaged"
+            raise self._error(reason if own else f"{what} ({reason})") from error
 
 
 def open_rows(
@@ -414,8 +388,4 @@ def import_tifffile() -> Any:
     Raises:
         ImportError: tifffile is missing; the message says how to install it.
     """
-    try:
-        import tifffile
-    except ImportError as error:
-        raise ImportError(f"TIFF files in strips need tifffile: {INSTALL}") from error
-    return tifffile
+    return need("tifffile", "TIFF files in strips need", "tiff")

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import reprlib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,19 +19,11 @@ if TYPE_CHECKING:
 MOST_YAML = 1 << 20
 """Maximum characters of a YAML text; libyaml takes two seconds for them."""
 
-MOST_VALUES = 500_000
-"""Maximum values of a YAML text; values behind aliases count each time they are named."""
-
 DEEPEST = 64
 """Maximum depth of lists and mappings in a YAML text."""
 
 MOST_DIGITS = 64
 """Maximum characters of a number. Python takes quadratic time to read and write long ones."""
-
-KINDS = ("null", "bool", "int", "float", "str", "seq", "map")
-"""Types of YAML that are read."""
-
-YAML_TAG = "tag:yaml.org,2002:"
 
 if TYPE_CHECKING:
     _Base = yaml.SafeLoader
@@ -58,12 +51,11 @@ def _read_bytes(path: Path, most: int) -> bytes:
     return data
 
 
-def read_yaml(text: str, numbered: bool = False) -> Any:
-    """The value of a YAML document of plain values; dates are text, and a repeated key is an error.
+def read_yaml(text: str) -> Any:
+    """The value of a YAML document of plain values; dates are text.
 
-    Args:
-        text: the document.
-        numbered: True allows many keys that are numbers in a mapping, if the text is short.
+    A repeated key is an error, and so is an alias, by which a short text can stand for any number
+    of values.
 
     Raises:
         ValueError: the text is not such a document, or is too large or too deep.
@@ -71,8 +63,9 @@ def read_yaml(text: str, numbered: bool = False) -> Any:
     if len(text) > MOST_YAML:
         raise ValueError(f"must have at most {MOST_YAML:,} characters, has {len(text):,}")
     try:
-        return yaml.load(text, _NumberedLoader if numbered else _Loader)
-    except (yaml.YAMLError, ValueError, TypeError) as error:
+        _check_structure(text)
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(shortened(str(error))) from error
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
@@ -129,13 +122,19 @@ def complaint(details: Mapping[str, Any], skip: int = 0) -> str:
         skip: number of leading parts to leave out of the field's name.
     """
     said = re.sub(r"^\w+ should ", "must ", details["msg"]).removeprefix("Value error, ")
+    said = said.replace(" after validation", "")
     place = details["loc"][skip:]
+    if details["type"] in ("model_type", "dict_type"):
+        said = "must be a mapping" if place else f"must be a mapping, got {shown(details['input'])}"
     if not place:  # an error of several fields, which it names
         return shortened(said, 600)
     field = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in place)
     field = shortened(field.removeprefix("."), 100)
     if details["type"] == "extra_forbidden":
         return f"{field} is not known"
+    if details["type"] == "missing":
+        return f"{field} is missing"
+    field += "" if said.startswith("must ") else ":"
     return f"{field} {said}, got {shown(details['input'])}"
 
 
@@ -150,89 +149,38 @@ def _whole_number(text: str) -> int:
     return int(text)
 
 
+def _check_structure(text: str) -> None:
+    """Check a YAML text before values are made of it.
+
+    Raises:
+        ValueError: it is nested too deeply, or has an alias.
+    """
+    depth = 0
+    for event in yaml.parse(text, _Base):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise ValueError(f"lists and mappings nested more than {DEEPEST} deep")
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"aliases such as *{shortened(event.anchor or '', 40)} are not read")
+
+
 class _Loader(_Base):
-    """YAML with only the types `KINDS`, within the limits above."""
+    """YAML without dates, long numbers and repeated keys."""
 
-    most_others = 1  # maximum number of keys of a mapping that are not text
-
-    yaml_constructors = {  # noqa: RUF012
-        tag: construct
-        for tag, construct in yaml.SafeLoader.yaml_constructors.items()
-        if tag is None or tag.removeprefix(YAML_TAG) in KINDS
-    }
     yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [(tag, pattern) for tag, pattern in found if tag != f"{YAML_TAG}timestamp"]
+        first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
         for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
-    def construct_document(self, node: yaml.Node) -> Any:
-        _measured(node, {})
-        return super().construct_document(node)
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        try:
-            return super().construct_object(node, deep)
-        except (LookupError, ValueError, TypeError, AttributeError) as error:  # "!!bool x"
-            kind = node.tag.removeprefix(YAML_TAG)
-            raise _wrong(f"{shown(node.value)} is not a valid {shortened(kind)}", node) from error
-
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names: set[str] = set()
-        others = 0
-        for key_node, _ in node.value:
-            if key_node.tag == f"{YAML_TAG}merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                others += 1
-            elif key in names:
-                raise _wrong(f"the key {shown(key)} stands twice", node)
-            else:
-                names.add(key)
-        if (
-            others > self.most_others
-        ):  # numbers can be chosen so that a dictionary finds them slowly
-            raise _wrong("keys must be text (in quotes if YAML takes them for numbers)", node)
-        return super().construct_mapping(node, deep)
+        found = super().construct_mapping(node, deep)
+        if len(found) < len(node.value):
+            keys = Counter(self.construct_object(key, deep=True) for key, _ in node.value)
+            raise ValueError(f"the key {shown(keys.most_common(1)[0][0])} stands twice")
+        return found
 
-
-class _NumberedLoader(_Loader):
-    most_others = 10_000
-
-
-def _wrong(problem: str, node: yaml.Node) -> yaml.YAMLError:
-    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-
-
-def _measured(
-    node: yaml.Node, known: dict[yaml.Node, tuple[int, int]], around: tuple[yaml.Node, ...] = ()
-) -> tuple[int, int]:
-    """Number of values of a node, and its depth, with all aliases expanded.
-
-    Args:
-        known: results for the nodes before it.
-        around: nodes that contain it.
-    """
-    if node in around:
-        raise _wrong("an alias stands inside of what it names", node)
-    if node not in known:
-        inside = [] if len(around) > DEEPEST else _parts(node)
-        sizes = [_measured(part, known, (*around, node)) for part in inside]
-        values = 1 + sum(size for size, _ in sizes)
-        depth = 1 + max((depth for _, depth in sizes), default=0)
-        if values > MOST_VALUES:
-            raise _wrong(f"more than {MOST_VALUES:,} values", node)
-        if depth > DEEPEST:
-            raise _wrong(f"lists and mappings nested more than {DEEPEST} deep", node)
-        known[node] = values, depth
-    return known[node]
-
-
-def _parts(node: yaml.Node) -> list[yaml.Node]:
-    if isinstance(node, yaml.MappingNode):
-        return [part for pair in node.value for part in pair]
-    if isinstance(node, yaml.SequenceNode):
-        return list(node.value)
-    if node.tag in (f"{YAML_TAG}int", f"{YAML_TAG}float") and len(node.value) > MOST_DIGITS:
-        raise _wrong(f"a number has {len(node.value):,} characters", node)
-    return []
+    def construct_scalar(self, node: Any) -> Any:
+        if node.tag.endswith((":int", ":float")) and len(node.value) > MOST_DIGITS:
+            raise ValueError(f"a number has {len(node.value):,} characters")
+        return super().construct_scalar(node)

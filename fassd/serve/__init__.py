@@ -5,7 +5,7 @@
 * `encode`: labels as PNG and as run lengths;
 * `schemas`, `app`: the HTTP interface; `metrics`: figures for Prometheus;
 * `observe`: wraps every request: security headers, counting, the log;
-* `connection`: sockets, and clients that stop responding;
+* `connection`: the socket, and uvicorn's settings;
 * `page/`: the page, sent from memory.
 """
 

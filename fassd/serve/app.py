@@ -33,7 +33,7 @@ from fassd.serve.engine import (
     UnsuitableError,
 )
 from fassd.serve.example import EXAMPLES, street
-from fassd.serve.guard import HEALTH, Guard, Shares, Uploads, address_of, share
+from fassd.serve.guard import HEALTH, Guard, Shares, address_of, share
 from fassd.serve.metrics import Metrics
 from fassd.serve.observe import Observer
 from fassd.serve.page import add_page
@@ -41,8 +41,7 @@ from fassd.serve.schemas import Catalog, ClassInfo, Failure, Health, Segmentatio
 from fassd.serve.upload import RefusedError, decode, read_upload
 
 REQUESTS = 256
-"""Maximum simultaneous requests, not counting those for health; more are answered 429. Fewer than
-connections, so that there is always one that may be closed."""
+"""Maximum simultaneous requests, not counting those for health; more are answered 429."""
 
 UPLOADS = 32
 """Maximum pictures read and decoded at a time; more are answered 429. Limits the memory."""
@@ -185,7 +184,7 @@ class _RequestHandler:
         self.catalog, self.engine, self.metrics = catalog, engine, metrics
         self.limits = catalog.limits
         self.decoders = anyio.CapacityLimiter(DECODERS)
-        self.uploads = Uploads(UPLOADS)
+        self.uploads = Shares(share(UPLOADS), UPLOADS)
         # Of the pictures in the queue, including those in the network.
         self.line = Shares(share(self.limits.queue) + self.limits.batch)
 
@@ -195,9 +194,9 @@ class _RequestHandler:
         began = time.perf_counter()
         address = address_of(request.scope)
         with contextlib.ExitStack() as in_line:
-            with self.engine.coming(), self.uploads.place(address) as upload:
+            with self.uploads.place(address):
                 limits = self.limits
-                data = await upload.read(read_upload(request, limits.max_bytes, limits.timeout_s))
+                data = await read_upload(request, limits.max_bytes, limits.timeout_s)
                 read = time.perf_counter()
                 if self.engine.full:  # decoding would be in vain
                     raise BusyError

@@ -7,20 +7,20 @@ size join it, up to the maximum batch.
 Measured at 512x1024 in float32 on two cores, milliseconds per picture alone and in batches of 4:
 FASSD-Net 48.0 and 43.2, L2 13.7 and 11.5 with the fused CPU kernels; 252 and 282, 87 and 90 with
 plain PyTorch. Batches consist of pictures that arrived while the network was busy, so that they do
-not wait for each other unless `batch_wait` says so.
+not wait for each other.
 """
 
 from __future__ import annotations
 
 import collections
-import contextlib
+import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -73,44 +73,24 @@ Loader = Callable[[Choice], "Segmenter"]
 # --------------------------------------------------------------------------------------- networks
 
 
-class Networks:
-    """Segmenters, loaded on first use; beyond `keep` the least recently used one is dropped.
+def cached(load: Loader, keep: int = 4) -> Any:
+    """The same function, which keeps the segmenters that were used last.
 
-    Safe to use from several threads.
+    It raises UnsuitableError if the backend cannot run a network on this device in a precision.
     """
 
-    def __init__(self, load: Loader, keep: int = 4) -> None:
-        self._load = load
-        self._keep = keep
-        self._loaded: collections.OrderedDict[Choice, Segmenter] = collections.OrderedDict()
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._loaded)
-
-    def get(self, choice: Choice) -> Segmenter:
-        """The segmenter, loaded if necessary.
-
-        Raises:
-            UnsuitableError: the backend cannot run this network on this device in this precision.
-        """
-        with self._lock:
-            if choice not in self._loaded:
-                while len(self._loaded) >= self._keep:  # first, so that never more are in memory
-                    self._loaded.popitem(last=False)
-                self._loaded[choice] = self._built(choice)
-            self._loaded.move_to_end(choice)
-            return self._loaded[choice]
-
-    def _built(self, choice: Choice) -> Segmenter:
+    @functools.lru_cache(keep)
+    def loaded(choice: Choice) -> Segmenter:
         try:
-            return self._load(choice)
+            return load(choice)
         except (ValueError, RuntimeError) as error:  # fassd_kernels' BackendError is the latter
             LOG.warning("%s cannot be loaded: %s", "/".join(choice), error)
             raise UnsuitableError(
                 f"{choice.model} cannot run here with backend={choice.backend} and "
                 f"dtype={choice.dtype}; choose others"
             ) from error
+
+    return loaded
 
 
 def label_pictures(
@@ -166,12 +146,11 @@ class Engine:
     """The queue and the thread that labels pictures in the order of arrival.
 
     Args:
-        networks: source of the segmenters.
+        networks: function that loads a segmenter, by `cached`.
         queue: maximum number of waiting pictures, not counting those being processed.
         batch: maximum number of pictures in a batch.
         batch_pixels: maximum number of pixels in a batch of several pictures, so that a batch needs
             no more memory than the largest picture.
-        batch_wait: seconds to wait for a batch to fill, while others are `coming`.
         stuck: seconds after which an unfinished batch makes the engine unhealthy.
         on_batch: function called after every batch with its choice, number of pictures, and
             seconds.
@@ -179,21 +158,19 @@ class Engine:
 
     def __init__(
         self,
-        networks: Networks,
+        networks: Any,
         *,
         queue: int = 16,
         batch: int = 4,
         batch_pixels: int = 1 << 23,
-        batch_wait: float = 0.0,
         stuck: float = 60.0,
         on_batch: Callable[[Choice, int, float], object] = lambda *_: None,
     ) -> None:
         self.networks = networks
         self._queue, self._batch, self._batch_pixels = queue, batch, batch_pixels
-        self._batch_wait, self._stuck, self._on_batch = batch_wait, stuck, on_batch
+        self._stuck, self._on_batch = stuck, on_batch
         self._line: collections.deque[_Job] = collections.deque()
         self._changed = threading.Condition()
-        self._coming = 0
         self._stopping = False
         self._busy_since: float | None = None
         self._seconds = 0.0  # per picture, in the last batch
@@ -240,19 +217,6 @@ class Engine:
             self._changed.notify_all()
         return job.answer
 
-    @contextlib.contextmanager
-    def coming(self) -> Iterator[int]:
-        """Announce a picture while it is read and decoded; gives the number of announced ones."""
-        with self._changed:
-            self._coming += 1
-            coming = self._coming
-        try:
-            yield coming
-        finally:
-            with self._changed:
-                self._coming -= 1
-                self._changed.notify_all()
-
     @property
     def waiting(self) -> int:
         """Number of pictures in the queue."""
@@ -293,7 +257,6 @@ class Engine:
                 self._changed.wait_for(lambda: self._stopping or self._line)
                 if self._stopping:
                     return []
-                self._await_more()
                 jobs = self._head()
                 for job in jobs:
                     self._line.remove(job)
@@ -308,29 +271,15 @@ class Engine:
         if not self._line:
             return []
         first = self._line[0]
-        alike = [job for job in self._line if job.kind == first.kind]
-        return alike[: self._most(first)]
-
-    def _most(self, job: _Job) -> int:
-        """Maximum number of pictures of its size in a batch."""
-        height, width, _ = job.picture.shape
-        return max(1, min(self._batch, self._batch_pixels // (height * width)))
-
-    def _await_more(self) -> None:
-        """Wait while a batch may still grow; a client without others never waits."""
-        deadline = time.monotonic() + self._batch_wait
-        while self._coming and not self._stopping:
-            jobs = self._head()
-            left = deadline - time.monotonic()
-            if not jobs or len(jobs) == self._most(jobs[0]) or left <= 0:
-                break
-            self._changed.wait(left)
+        height, width, _ = first.picture.shape
+        most = max(1, min(self._batch, self._batch_pixels // (height * width)))
+        return [job for job in self._line if job.kind == first.kind][:most]
 
     def _run(self, jobs: list[_Job]) -> None:
         """Label a batch; errors are passed to the futures of its pictures."""
         choice = jobs[0].choice
         try:
-            segmenter = self.networks.get(choice)
+            segmenter = self.networks(choice)
             started = time.perf_counter()
             pictures = [job.picture for job in jobs]
             results = label_pictures(segmenter, pictures, jobs[0].measure)

@@ -11,22 +11,15 @@ import contextlib
 import ipaddress
 import math
 import re
-import time
 from collections import Counter
-from collections.abc import Awaitable, Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator
 from urllib.parse import urlsplit
 
-from anyio import CancelScope
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fassd.serve.engine import BusyError
-from fassd.serve.upload import RefusedError
-
-SLOW = 3.0
-"""Seconds after which an upload must make room for others, if there is none."""
 
 HEALTH = "/healthz"
 """Routes that are always answered, so that an overloaded server does not look dead."""
@@ -103,80 +96,6 @@ class Shares:
         finally:
             self._taken[address] -= 1
             self._taken += Counter()  # removes addresses without a place
-
-
-@dataclass(eq=False)
-class Upload:
-    """A picture that is being read and decoded.
-
-    Attributes:
-        address: address of its client.
-        since: time when reading began; infinite once it has ended.
-        scope: cancel scope that ends the reading.
-    """
-
-    address: str
-    since: float = field(default_factory=time.monotonic)
-    scope: CancelScope = field(default_factory=CancelScope)
-
-    async def read(self, data: Awaitable[bytes]) -> bytes:
-        """Read the upload's bytes.
-
-        Raises:
-            RefusedError: 408, because its place was needed.
-        """
-        with self.scope:
-            try:
-                return await data
-            finally:
-                self.since = math.inf
-        message = f"the upload took more than {SLOW:g} s, and others are waiting"
-        raise RefusedError(408, message, close=True)
-
-
-class Uploads:
-    """Places for uploads; slow uploads make room for others.
-
-    If its address has its full share, or all places are taken and another address has more of them,
-    a new upload ends the longest-running upload of that address.
-
-    Args:
-        places: number of places for all addresses together.
-    """
-
-    def __init__(self, places: int) -> None:
-        self.places = places
-        self._taken: list[Upload] = []
-
-    @contextlib.contextmanager
-    def place(self, address: str) -> Iterator[Upload]:
-        """Occupy a place.
-
-        Raises:
-            BusyError: no place is free.
-        """
-        counts = Counter(upload.address for upload in self._taken)
-        if counts[address] >= share(self.places):
-            self._end_slowest(address)
-        elif len(self._taken) >= self.places:
-            holder, count = counts.most_common(1)[0]
-            if count <= counts[address] + 1:
-                raise BusyError
-            self._end_slowest(holder)
-        upload = Upload(address)
-        self._taken.append(upload)
-        try:
-            yield upload
-        finally:
-            if upload in self._taken:
-                self._taken.remove(upload)
-
-    def _end_slowest(self, address: str) -> None:
-        slowest = min((u for u in self._taken if u.address == address), key=lambda u: u.since)
-        if time.monotonic() - slowest.since < SLOW:
-            raise BusyError
-        slowest.scope.cancel()
-        self._taken.remove(slowest)
 
 
 class Guard:

@@ -49,7 +49,7 @@ class Metrics:
         depth = Gauge("fassd_queue_depth", "Pictures in line.", registry=self.registry)
         depth.set_function(lambda: engine.waiting)
         loaded = Gauge("fassd_networks_loaded", "Networks in memory.", registry=self.registry)
-        loaded.set_function(lambda: len(engine.networks))
+        loaded.set_function(lambda: engine.networks.cache_info().currsize)
 
     def count_batch(self, choice: Choice, pictures: int, seconds: float) -> None:
         """Count a batch of a network."""

@@ -6,7 +6,6 @@ they arrive, and a picture's pixels are read from its header before any of them 
 
 from __future__ import annotations
 
-import io
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
@@ -17,15 +16,8 @@ from PIL import UnidentifiedImageError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from fassd.io.bands import examine_bands
-from fassd.io.images import (
-    ImageError,
-    TooManyPixelsError,
-    formats,
-    open_image,
-    pil_to_rgb,
-    resized,
-)
+from fassd.io.bands import examine_picture
+from fassd.io.images import ImageError, TooManyPixelsError, formats, resized
 from fassd.io.levels import Range
 from fassd.io.untrusted import shown
 
@@ -145,35 +137,20 @@ def decode(
     if not data:
         raise RefusedError(400, "the picture is empty")
     try:
-        if bands is not None:
-            picture = _bands(data, bands, max_pixels, range)
-            return resized(picture, size or picture.shape[:2])
-        with open_image(io.BytesIO(data)) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise RefusedError(
-                    413, f"the picture has {width}x{height} pixels; the limit is {max_pixels:,}"
-                )
-            picture = pil_to_rgb(image, range)
-    except (RefusedError, MemoryError):
-        raise
+        picture = examine_picture(data, bands, range, max_pixels).pixels
     except ImportError as error:
         raise RefusedError(415, str(error)) from None
-    except TooManyPixelsError:
-        message = f"the picture has too many pixels; the limit is {max_pixels:,}"
-        raise RefusedError(413, message) from None
-    except UnidentifiedImageError:
-        message = f"the file is not a picture of a known format; accepted: {', '.join(formats())}"
-        raise RefusedError(415, message) from None
-    except ImageError as error:
-        raise RefusedError(400, f"the picture cannot be used: {error}") from None
-    except Exception:  # decoders raise almost anything for damaged files
+    except ImageError as error:  # what it says of decoders' own errors is not for clients
+        cause = error.__cause__
+        if isinstance(cause, MemoryError):
+            raise cause from None
+        if isinstance(cause, TooManyPixelsError):
+            message = f"the picture has too many pixels; the limit is {max_pixels:,}"
+            raise RefusedError(413, message) from None
+        if isinstance(cause, UnidentifiedImageError):
+            known = f"a picture of a known format; accepted: {', '.join(formats())}"
+            raise RefusedError(415, f"the file is not {known}") from None
+        if isinstance(cause, ImageError):
+            raise RefusedError(400, f"the picture cannot be used: {cause}") from None
         raise RefusedError(400, "the picture is damaged or truncated") from None
     return resized(picture, size or picture.shape[:2])
-
-
-def _bands(data: bytes, count: int, max_pixels: int, range: Range) -> npt.NDArray[np.uint8]:
-    try:
-        return examine_bands(data, count, range, max_pixels).pixels
-    except ImageError as error:  # what it says of decoders' own errors is not for clients
-        raise error.__cause__ or error from None

@@ -43,7 +43,7 @@ from fassd.training.precision import avoid_unsound_gradients
 from fassd.training.recipe import Recipe, RecipeError
 from fassd.training.state import OPTIMIZER
 from fassd.training.stream import MicroBatch
-from fassd.training.sync_norm import synchronize_batch_norm
+from fassd.training.sync_norm import synchronized
 from fassd_kernels.accelerate import swap
 
 SMALLEST_SCALE = 2.0**-14  # smallest scale of the loss in float16; the first is 2 ** 16
@@ -97,7 +97,7 @@ class Learner:
             if self.average is not None:
                 self.average.module = swap(self.average.module, "auto", {})
         if recipe.sync_bn:
-            self.model = synchronize_batch_norm(self.model, device)
+            self.model = synchronized(self.model)
         avoid_unsound_gradients(self.model, device, recipe.precision)
         self.encoder = _encoder(self.model)
         self.trained: nn.Module = self.model

@@ -9,9 +9,8 @@ from __future__ import annotations
 import csv
 import io
 import os
-import secrets
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -24,7 +23,7 @@ from fassd.data.dataset import Sample
 from fassd.distributed import is_main
 from fassd.evaluation.evaluate import Evaluation
 from fassd.io.bands import shown
-from fassd.io.files import regular, replacing
+from fassd.io.files import replacing
 from fassd.io.images import write_image
 from fassd.io.palette import colorize
 from fassd.io.panel import Tile, draw_panel
@@ -93,13 +92,12 @@ class CSVLog:
         self.waiting += rows
         size = self.path.stat().st_size
         try:
-            with open(self.path, "ab", opener=regular) as file:
+            with self.path.open("ab") as file:
                 file.write(_lines(self.waiting))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError:
-            with open(self.path, "r+b", opener=regular) as file:
-                file.truncate(size)  # otherwise half a row would stay
+            os.truncate(self.path, size)  # otherwise half a row would stay
             raise
         self.waiting = []
 
@@ -118,13 +116,7 @@ def open_board(folder: Path, after: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(
-            str(folder),
-            purge_step=after + 1 if after else None,
-            # A link under the writer's name would be followed; a name that cannot be predicted
-            # prevents it.
-            filename_suffix=f".{secrets.token_hex(4)}",
-        )
+        return SummaryWriter(str(folder), purge_step=after + 1 if after else None)
     except ImportError:
         why = "the package tensorboard is missing (pip install 'fassd-net[train]')"
     except UnicodeEncodeError:
@@ -169,14 +161,11 @@ def _of_data(number: int) -> str:
     return "" if number == 1 else f".{number}"
 
 
-class GuardedWrite(Protocol):
-    """A call of `write` that reports an OSError instead of raising it; True if there was none."""
-
-    def __call__(self, what: str, write: Any, *arguments: Any) -> bool: ...
-
-
 class RunLogs:
-    """The open logs of a run, in its main process; every write goes through `guarded`.
+    """The open logs of a run, in its main process.
+
+    Every write goes through `guarded`, a function of a name, a function and its arguments that
+    reports an OSError instead of raising it, and is True if there was none.
 
     `class_names` holds the class names of each data set that is validated on. Rows logged after
     `step`, the last step that the run has done, are removed.
@@ -187,7 +176,7 @@ class RunLogs:
         folder: Path,
         step: int,
         class_names: Sequence[Sequence[str]],
-        guarded: GuardedWrite,
+        guarded: Callable[..., bool],
     ) -> None:
         self.folder = folder
         self.guarded = guarded

@@ -30,6 +30,7 @@ from fassd.data.dataset import SegmentationDataset
 from fassd.data.groups import label_space
 from fassd.distributed import in_main, is_main, rank, sum_over_ranks, world_size
 from fassd.evaluation.evaluate import Evaluation
+from fassd.io.files import locked
 from fassd.io.images import ImageError
 from fassd.models.device import torch_threads
 from fassd.models.info import info_of
@@ -92,7 +93,8 @@ class Trainer:
 
     Raises:
         RecipeError: this machine or this data cannot follow the recipe.
-        StateError: there is nothing to resume from, or another run is using the folder.
+        StateError: there is nothing to resume from.
+        fassd.io.files.InUseError: another run is using the folder.
         FileExistsError: the folder holds a run already.
         CardError: there is nothing to train on, or the cards' classes do not match.
     """
@@ -210,7 +212,8 @@ class Trainer:
             DivergedError: the loss, or a weight, is not finite.
             StoppedError: the run was stopped by Ctrl-C or SIGTERM, after saving.
             OSError: the last checkpoint could not be written. Earlier failures are only reported.
-            StateError: another run is in the folder, or was since this trainer was made.
+            InUseError: another run is in the folder.
+            StateError: another run was there since this trainer was made.
             RecipeError: micro-batches too small for batch norm.
         """
         with (
@@ -322,7 +325,7 @@ class Trainer:
     def _open_logs(self, stack: contextlib.ExitStack) -> RunLogs:
         """Lock the folder and open the log files; `stack` closes and unlocks them."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(files.locked(self.folder))
+        stack.enter_context(locked(self.folder))
         # Another run may have used the folder since this trainer was created.
         files.check_unused(self.folder, self.step)
         addresses = [card.address for card in self.space.cards]

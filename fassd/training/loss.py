@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -13,8 +13,6 @@ from torch.autograd.function import once_differentiable
 from fassd.io.palette import IGNORE
 from fassd_kernels.backends import AUTO, meant
 from fassd_kernels.ops import CPU_MISSING
-
-CACHED_ROWS = 8192  # rows of pixels per piece: in float32 logits and softmax take 0.6 MB each
 
 
 class CrossEntropy(nn.Module):
@@ -214,69 +212,44 @@ def pixel_losses(
             "expected logits (N, C, H, W) and labels (N, H, W), got "
             f"{tuple(logits.shape)} and {tuple(labels.shape)}"
         )
-    allowed = torch.zeros(len(groups), logits.shape[1], dtype=torch.bool, device=logits.device)
+    labels, classes = labels.long(), logits.shape[1]
+    allowed = torch.zeros(len(groups), classes, dtype=torch.bool, device=logits.device)
     for row, group in zip(allowed, groups, strict=True):
         row[group] = True
-    return cast(Tensor, _PixelLosses.apply(logits, labels.long(), ignore_index, allowed))
+    if _is_compiled_for(logits):
+        arguments = logits, labels.contiguous(), allowed, ignore_index
+        return cast(Tensor, _CompiledLosses.apply(*arguments))
+    log = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(1)
+    grouped = (labels >= classes) & (labels != ignore_index)
+    alone = labels.masked_fill(grouped, ignore_index)
+    losses = F.nll_loss(log, alone, ignore_index=ignore_index, reduction="none")
+    if not groups:
+        return losses
+    others = ~allowed[labels[grouped] - classes]
+    summed = log.movedim(1, -1)[grouped].masked_fill(others, -torch.inf).logsumexp(1)
+    return losses.masked_scatter(grouped, -summed)
 
 
-class _PixelLosses(torch.autograd.Function):
-    """Cross entropy of each pixel, and the gradients of the pixels that count in the end.
+class _CompiledLosses(torch.autograd.Function):
+    """The same by operators of the C++ extension, for logits with the classes of a pixel adjacent.
 
-    With bootstrapping few pixels count. The full-size logits are the largest tensor of a training
-    step: they are read in place, piece by piece in the cache, instead of being copied to other
-    layouts and types and back. On a CPU, operators of the C++ extension do this.
+    The full-size logits are the largest tensor of a training step: they are read in place, and with
+    bootstrapping the gradients of the few pixels that count are computed alone.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, labels: Tensor, ignore_index: int, allowed: Tensor
-    ) -> Tensor:
-        ctx.compiled, ctx.ignore_index = _is_compiled_for(logits), ignore_index
-        if ctx.compiled:
-            arguments = logits, labels.contiguous(), allowed
-            ctx.save_for_backward(*arguments)
-            return cast(Tensor, torch.ops.fassd_kernels.pixel_losses(*arguments, ignore_index))
-        rows, flat = logits.movedim(1, -1).reshape(-1, logits.shape[1]), labels.flatten()
-        precise = torch.promote_types(logits.dtype, torch.float32)
-        losses = torch.empty(len(rows), dtype=precise, device=rows.device)
-        for piece in _pieces(None, rows):
-            log = rows[piece].to(precise).log_softmax(1)
-            alone, grouped, members = _split(flat[piece], allowed, ignore_index)
-            losses[piece] = F.nll_loss(log, alone, ignore_index=ignore_index, reduction="none")
-            if members is not None:
-                summed = log[grouped].masked_fill(~members, -torch.inf).logsumexp(1)
-                losses[piece][grouped] = -summed
-        ctx.save_for_backward(rows, flat, allowed)
-        ctx.precise = precise
-        return losses.view(labels.shape)
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        *tensors, ctx.ignore_index = arguments
+        ctx.save_for_backward(*tensors)
+        return cast(Tensor, torch.ops.fassd_kernels.pixel_losses(*arguments))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        if ctx.compiled:
-            result = torch.ops.fassd_kernels.pixel_losses_backward(
-                gradient.contiguous(), *ctx.saved_tensors, ctx.ignore_index
-            )
-            return result, None, None, None
-        rows, flat, allowed = ctx.saved_tensors
-        weight = gradient.reshape(-1)
-        result = torch.zeros_like(rows)
-        for piece in _pieces(weight.nonzero()[:, 0], rows):
-            logits = rows[piece].to(ctx.precise)
-            slopes = logits.softmax(1)
-            alone, grouped, members = _split(flat[piece], allowed, ctx.ignore_index)
-            if members is not None:
-                within = logits[grouped].masked_fill(~members, -torch.inf).softmax(1)
-                slopes[grouped] -= within
-            counted = alone != ctx.ignore_index
-            one = counted.to(slopes.dtype)[:, None]
-            slopes.scatter_add_(1, alone.where(counted, 0)[:, None], -one)
-            ignored = ~(counted | grouped)
-            slopes.mul_(weight[piece, None].masked_fill(ignored[:, None], 0))
-            result[piece] = slopes.to(result.dtype)
-        size, (height, width) = gradient.shape[0], gradient.shape[1:]
-        return result.view(size, height, width, -1).movedim(-1, 1), None, None, None
+        result = torch.ops.fassd_kernels.pixel_losses_backward(
+            gradient.contiguous(), *ctx.saved_tensors, ctx.ignore_index
+        )
+        return result, None, None, None
 
 
 def _is_compiled_for(logits: Tensor) -> bool:
@@ -284,30 +257,6 @@ def _is_compiled_for(logits: Tensor) -> bool:
     adjacent = logits.is_contiguous(memory_format=torch.channels_last)
     wanted = CPU_MISSING is None and meant(AUTO) in (AUTO, "cpu")
     return wanted and logits.is_cpu and adjacent and logits.numel() > 0
-
-
-Piece = slice | Tensor
-
-
-def _pieces(index: Tensor | None, rows: Tensor) -> Iterator[Piece]:
-    """The rows of `index`, or all rows if it has most, in pieces that fit into a CPU's cache."""
-    size = CACHED_ROWS if rows.device.type == "cpu" else max(1, len(rows))
-    if index is not None and 2 * len(index) < len(rows):
-        yield from index.split(size)
-    else:
-        yield from (slice(first, first + size) for first in range(0, len(rows), size))
-
-
-def _split(
-    labels: Tensor, allowed: Tensor, ignore_index: int
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Split labels: single classes, others ignored; a mask of groups; the classes these allow."""
-    classes = allowed.shape[1]
-    grouped = (labels >= classes) & (labels != ignore_index)
-    if not len(allowed):
-        return labels, torch.zeros_like(grouped), None
-    alone = labels.masked_fill(grouped, ignore_index)
-    return alone, grouped, allowed[labels[grouped] - classes]
 
 
 def labelled_pictures(labels: Tensor, ignore_index: int = IGNORE) -> Tensor:

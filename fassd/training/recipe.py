@@ -141,7 +141,8 @@ class Recipe(BaseModel):
             no average.
         statistics: number of batches from which the batch norm statistics of the averaged weights
             are recomputed before each validation; 0 averages the statistics like the weights.
-        sync_bn: True computes batch norm over all processes instead of over each one's micro-batch.
+        sync_bn: True computes batch norm over all processes instead of over each one's micro-batch;
+            on GPUs only.
         accelerate: True uses fused modules: in training batch norm with its activation, on a CPU;
             in validation all of them.
         deterministic: True uses only algorithms that give the same bits each time; they are slower,
@@ -346,11 +347,7 @@ def _read(path: Path) -> dict[str, Any]:
         OSError: the file cannot be read.
     """
     try:
-        text = read_text(path)
-    except ValueError as error:
-        raise RecipeError(f"{path}: {error}") from error
-    try:
-        values = read_yaml(text)
+        values = read_yaml(read_text(path))
     except ValueError as error:
         raise RecipeError(f"{path} is no YAML: {error}") from error
     if values is not None and not isinstance(values, dict):

@@ -8,14 +8,11 @@ interruption while writing loses what was saved before. Checksums in the metadat
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
-import socket
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 from safetensors import SafetensorError, safe_open
@@ -23,7 +20,7 @@ from torch import Tensor, nn
 
 from fassd.data.dataset import SegmentationDataset
 from fassd.data.groups import LabelSpace
-from fassd.io.files import check_folder, replacing
+from fassd.io.files import LOCK, check_folder, locked, replacing
 from fassd.io.untrusted import read_json
 from fassd.models.tensor_files import check_weights, read_safetensors, safetensors_of
 from fassd.training.recipe import Recipe, RecipeError
@@ -34,18 +31,15 @@ NEXT = "checkpoint.next.safetensors"
 RECIPE = "recipe.yaml"
 DATA = "data.yaml"
 ABOUT_DATA = "# The data for --resume. Paths are absolute; --data and --root override them."
-LOCK = ".lock"
 BEFORE_CHECKPOINT = {RECIPE, DATA, "log.csv", "tensorboard", LOCK}
 OPTIMIZER = "optimizer."
 """Prefix of the names of an optimizer's tensors."""
 STATISTICS = ("running_mean", "running_var")
 UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, RecursionError)
 
-_LOCKED: set[Path] = set()  # by this process itself, which the system's lock does not keep out
-
 
 class StateError(ValueError):
-    """A run folder cannot be used: nothing to resume from, or another run is using it."""
+    """A run cannot be resumed from its folder."""
 
 
 def data_of(space: LabelSpace, datasets: Sequence[SegmentationDataset]) -> dict[str, Any]:
@@ -132,76 +126,20 @@ def describe_run(
             file.write(text.encode())
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other runs out of `folder`; the system unlocks it however this process ends.
-
-    Nothing is locked in a folder that is missing or cannot be written to, nor, after a warning, on
-    a file system without locks.
-
-    Raises:
-        StateError: another run is using the folder.
-    """
-    place = folder.resolve()
-    if place in _LOCKED:
-        raise StateError(_in_use(folder, "this process"))
-    file = _lock(folder)
-    _LOCKED.add(place)
-    try:
-        yield
-    finally:
-        _LOCKED.discard(place)
-        if file is not None:
-            file.close()
-
-
-def _lock(folder: Path) -> IO[bytes] | None:
-    """The open file that holds the lock and names its owner; None if locking is impossible."""
-    try:
-        import fcntl
-
-        # The target of a link would be overwritten.
-        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    except (ImportError, OSError):
-        return None
-    file = os.fdopen(handle, "rb+", buffering=0)
-    try:
-        # Not flock: worker processes would inherit it and hold it for a while after the run was
-        # killed.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        holder = "".join(filter(str.isprintable, file.read(200).decode(errors="replace")))
-        file.close()
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            raise StateError(_in_use(folder, holder or "another process")) from None
-        warnings.warn(
-            f"{folder} cannot be locked ({error.strerror}): make sure that no other run uses it",
-            stacklevel=2,
-        )
-        return None
-    with contextlib.suppress(OSError):  # of a full disk; the lock holds without a name
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-    return file
-
-
-def _in_use(folder: Path, holder: str) -> str:
-    return (
-        f"{folder} is in use by another run ({holder}): wait for it or stop it, or choose another "
-        "folder"
-    )
-
-
 def reclaim(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
     """The latest state of a folder that no run is using; damaged checkpoints are set aside.
 
     Raises:
-        StateError: another run is using the folder, or no state in it can be read.
+        InUseError: another run is using the folder.
+        StateError: no state in it can be read.
     """
     # A folder without a checkpoint is not a run's, and no file is created in it.
     with locked(folder) if latest_step(folder) else contextlib.nullcontext():
         found = latest_state(folder)
-        set_damaged_aside(folder)
+        for path, _ in _states(folder)[1]:  # they would replace a good one
+            os.replace(path, path.with_name(f"{path.name}.damaged"))
+        for part in folder.glob(".*.part"):  # of a process that was killed
+            part.unlink()
     return found
 
 
@@ -237,28 +175,10 @@ def save_state(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, 
             os.close(handle)
 
 
-def set_damaged_aside(folder: Path) -> None:
-    """Rename checkpoints that cannot be read, so that they do not replace a good one.
-
-    Files that a killed process left half written are removed.
-    """
-    for name in (NEXT, CHECKPOINT, PREVIOUS):
-        path = folder / name
-        if path.exists():
-            try:
-                _read(path)
-            except UNREADABLE:
-                os.replace(path, path.with_name(f"{name}.damaged"))
-    for part in folder.glob(".*.part"):
-        part.unlink()
-
-
 def _write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     content = safetensors_of(tensors, {"fassd": json.dumps(facts)})
-    with replacing(path) as file:
+    with replacing(path, durable=True) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())  # otherwise a power cut may leave the name without the content
 
 
 def latest_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
@@ -270,22 +190,30 @@ def latest_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[
     Raises:
         StateError: no checkpoint can be read.
     """
-    found: list[tuple[int, dict[str, Tensor], dict[str, Any]]] = []
-    troubles: list[str] = []
-    for name in (NEXT, CHECKPOINT, PREVIOUS):
-        path = folder / name
-        if not path.exists():
-            continue
-        try:
-            tensors, facts = _read(path)
-            found.append((int(facts["step"]), tensors, facts))
-        except UNREADABLE as error:
-            troubles.append(f"{path} is damaged and was skipped ({error})")
+    found, damaged = _states(folder)
+    troubles = [f"{path} is damaged and was skipped ({error})" for path, error in damaged]
     if not found:
         reason = "; ".join(troubles) or "there is no checkpoint in it"
         raise StateError(f"cannot resume from {folder}: {reason}")
-    _, tensors, facts = max(found, key=lambda entry: entry[0])
+    tensors, facts = max(found, key=lambda state: int(state[1]["step"]))
     return tensors, facts, troubles
+
+
+def _states(
+    folder: Path,
+) -> tuple[list[tuple[dict[str, Tensor], dict[str, Any]]], list[tuple[Path, Exception]]]:
+    """The checkpoints that can be read, and the paths of the others with the reasons."""
+    found: list[tuple[dict[str, Tensor], dict[str, Any]]] = []
+    damaged: list[tuple[Path, Exception]] = []
+    for path in (folder / name for name in (NEXT, CHECKPOINT, PREVIOUS)):
+        if path.exists():
+            try:
+                tensors, facts = _read(path)
+                int(facts["step"])
+                found.append((tensors, facts))
+            except UNREADABLE as error:
+                damaged.append((path, error))
+    return found, damaged
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

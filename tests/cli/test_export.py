@@ -180,7 +180,7 @@ def test_without_tensorrt_the_line_for_trtexec_is_printed(succeed, tmp_path, mon
         (("-o", "net.onnx", "--size", "20x20"), "size must be at least 57x57, got 20x20"),
         (("-o", "net.onnx", "--size", "big"), "'big' is not a size"),
         (("-o", "net.onnx", "--opset", "9"), "opset must be 16 to 25, got 9: older ones lack"),
-        (("-o", "net.xml", "--opset", "18"), "opset is ONNX's, and the format is openvino"),
+        (("-o", "net.xml", "--opset", "18"), "opset only applies to ONNX, and the format is"),
         (("-o", "net.onnx", "--dtype", "int8", "--size", "dynamic"), "calibrated at one size"),
         (("-o", "net.onnx", "--dtype", "bfloat16"), "dtype must be float32, float16, int8"),
         (("-o", "net.onnx", "--calibration", "x"), "--calibration works only with --dtype int8"),

@@ -69,7 +69,7 @@ def test_a_folder_of_every_kind_and_what_cannot_be_done(folder, tmp_path, run_fa
     assert "streets weights, trained on CamVid's photographs" in result.stderr
     assert "160x128" in result.stdout and "median" in result.stdout
     assert files(tmp_path / "out") == sorted(
-        f"{name}{ending}" for name in sizes for ending in OUTPUT_ENDINGS
+        f"{name}{ending}" for name in sizes for ending in OUTPUT_ENDINGS.values()
     )
     for name, size in sizes.items():
         labels = opened(tmp_path / f"out/{name}_trainids.png")
@@ -235,8 +235,6 @@ def unbuilt(monkeypatch):
         (["in.mp4", "-o", "out.avi"], "must be a folder or end in .mp4, .m4v, .mov, .mkv, .webm"),
         (["in.mp4", "a.png", "-o", "out.mp4"], "names one video, but there are 2 sources: give a"),
         (["a.png", "-o", "out.mp4"], "--output out.mp4 names a video, but a is a picture"),
-        (["in.mp4", "-o", "out", "--codec", "x"], "no video encoder 'x' here; there are libx264"),
-        (["in.mp4", "-o", "out.webm", "--codec", "libx264"], "a .webm file cannot hold what"),
         (["in.mp4", "-o", "a.png/out.mp4"], "error: cannot write to a.png: not a folder"),
         (["in.mp4", "-o", "out", "--view", "x"], "'x' is not one of 'overlay', 'labels'"),
         (["in.mp4", "-o", "out", "--limit", "0"], "Invalid value for '--limit'"),
@@ -296,7 +294,7 @@ def test_pictures_that_are_named_like_results_are_pictures(tmp_path, succeed):
     assert files(source) == sorted(
         name
         for stem in ("0001_color", "0002_color")
-        for name in (f"{stem}.png", *(f"{stem}{ending}" for ending in OUTPUT_ENDINGS))
+        for name in (f"{stem}.png", *(f"{stem}{ending}" for ending in OUTPUT_ENDINGS.values()))
     )
 
 
@@ -360,7 +358,7 @@ def test_ranges_and_pages_are_told_once_a_kind(tmp_path, run_fassd):
     assert dark.exit_code == 0
     warned = [line for line in dark.stderr.splitlines() if line.startswith("warning: ")]
     assert len(warned) == 3 and warned[0].startswith(f"warning: {tmp_path}/in/0.png: read as 0 to")
-    assert "9.tif: only the first of 2 pages is read, 1 passed over" in warned[1]
+    assert "9.tif: only the first of several pages or frames is read" in warned[1]
     assert warned[2].startswith("warning: 2 more: read as 0 to 65535, but the upper 4 of 16 bits")
     told = "3 pictures of more than 8 bits per channel: values from 0 to {} became 0 to 255"
     assert told.format(65535) in dark.stderr
@@ -397,7 +395,7 @@ def test_confidence_and_probabilities(folder, tmp_path, run_fassd):
     settings = ("--confidence", "entropy", "--probabilities", "npz")
     run_fassd("predict", source, "-o", out, *settings, *FAST)
     further = ("_confidence.png", "_probabilities.npz")
-    assert files(out) == sorted(f"photo{ending}" for ending in (*OUTPUT_ENDINGS, *further))
+    assert files(out) == sorted(f"photo{ending}" for ending in (*OUTPUT_ENDINGS.values(), *further))
     picture, labels = images.read_image(source), opened(out / "photo_trainids.png")
     certainty = opened(out / "photo_confidence.png")
     segmenter = Segmenter("fassd_net_l2", weights="streets")

@@ -130,7 +130,7 @@ def test_a_dry_run_prints_the_settings_and_writes_nothing(tmp_path, succeed, dat
         (("-s", "stepz=4"), "unknown setting 'stepz'; did you mean 'steps'"),
         (("-s", "steps"), "--set takes NAME=VALUE, got 'steps'"),
         (("-s", "steps=!!timestamp x"), "--set steps: '!!timestamp x' is not a YAML value"),
-        (("-s", "steps=&a [*a]"), "an alias stands inside of what it names"),
+        (("-s", "steps=&a [*a]"), "aliases such as *a are not read"),
         (("--lr", "-1"), "learning_rate must be greater than 0, got -1.0"),
         (("-m", "unet"), "unknown model 'unet'"),
         (("--encoder", "vgg"), "encoder must be 'imagenet' or 'random', got 'vgg'"),

@@ -95,7 +95,7 @@ def test_dark_pictures_and_pages_are_warnings(tmp_path):
     )
     messages = [problem.message for problem in check_card(card, ["val"]).warnings]
     assert messages[0].startswith(f"{first.image}: read as 0 to 65535, but the upper 4 of 16 bits")
-    assert messages[1] == f"{second.image}: only the first of 2 frames is read, 1 passed over"
+    assert messages[1] == f"{second.image}: only the first of several pages or frames is read"
 
 
 def test_a_split_without_a_labelled_pixel(tmp_path):

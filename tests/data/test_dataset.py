@@ -80,7 +80,7 @@ def test_masks_of_several_pages_are_told(tmp_path, ids):
     pages[0].save(tmp_path / "mask.tif", save_all=True, append_images=pages[1:])
     labels, remarks = examine_mask(tmp_path / "mask.tif", IDS)
     np.testing.assert_array_equal(labels, TABLE[ids])
-    assert remarks == ["only the first of 3 pages is read, 2 passed over"]
+    assert remarks == ["only the first of several pages or frames is read"]
 
 
 @pytest.mark.parametrize("depth", [2, 4, 8])

@@ -101,15 +101,15 @@ masks: {files: "{split}/masks/{name}.png", values: threshold}
     [
         (
             {"name: lamp,": "name: lamp, covers: [pole, wall],"},
-            r"card.yaml: classes\[2\].covers: the classes 'wall' and 'lamp' both cover 'wall'",
+            r"card.yaml: classes\[2\]: 'wall' stands twice, in the classes 'wall' and 'lamp'",
         ),
         (
             {"name: lamp,": "name: lamp, covers: [pole, pole],"},
-            r"card.yaml: classes\[2\].covers: the class 'lamp' covers twice 'pole'",
+            r"card.yaml: classes\[2\]: 'pole' stands twice, in the classes 'lamp' and 'lamp'",
         ),
-        ({"name: wall,": "name: wall, covers: [],"}, r"classes\[1\].covers: must be a name or a"),
-        ({"name: wall,": "name: wall, covers: 5,"}, r"classes\[1\].covers: must be a name or a"),
-        ({"name: wall,": "name: wall, covers: [5],"}, r"classes\[1\].covers\[0\]: must be text"),
+        ({"name: wall,": "name: wall, covers: [],"}, r"classes\[1\].covers must have at least 1"),
+        ({"name: wall,": "name: wall, covers: 5,"}, r"classes\[1\].covers\[0\] must be a valid"),
+        ({"name: wall,": "name: wall, covers: [5],"}, r"classes\[1\].covers\[0\] must be a valid"),
     ],
 )
 def test_bad_maps_name_card_and_class(tmp_path, replace, message):

@@ -367,10 +367,10 @@ def test_damaged_and_foreign_programs(tmp_path, name, content, message):
         ({"dtype": "bfloat16"}, "dtype must be float32, float16, int8 for onnx, got 'bfloat16'"),
         ({"format": "aoti", "dtype": "int8"}, "dtype must be float32, float16, bfloat16 for aoti"),
         ({"output": "labels", "num_classes": 300}, "at most 256 classes, and the network has 300"),
-        ({"format": "torch", "opset": 18}, "opset is ONNX's, and the format is torch"),
+        ({"format": "torch", "opset": 18}, "opset only applies to ONNX, and the format is torch"),
         ({"dtype": "int8", "size": None}, "calibrated at one size: give it as HxW, not dynamic"),
         ({"format": "aoti", "backend": "cuda"}, "auto, cpu, reference for aoti, .* got 'cuda'"),
-        ({"backend": "cpu"}, "backend has no part in onnx, .* leave it away, got 'cpu'"),
+        ({"backend": "cpu"}, "backend does not apply to onnx, .* leave it out, got 'cpu'"),
         ({"batch": 0}, "batch must be at least 1, got 0"),
     ],
 )
@@ -447,7 +447,7 @@ def test_confidence_is_a_second_output(export, form):
     for confidence in ("margin", "probability"):
         with pytest.raises(ValueError, match="export it with --output logits"):
             segmenter.predict(picture, confidence=confidence)
-    with pytest.raises(ValueError, match="of probabilities says nothing"):
+    with pytest.raises(ValueError, match="without probabilities"):
         segmenter.probabilities(picture)
     if form == "onnx":
         outputs = onnx.load(path).graph.output
@@ -484,5 +484,5 @@ def test_a_file_of_confidence_tells_it_at_its_own_size_alone(export):
     segmenter = Segmenter(str(path))
     other = streets(1, (200, 300))[0]
     assert segmenter.predict(other).shape == (200, 300)
-    with pytest.raises(ValueError, match="at the size alone that it takes"):
+    with pytest.raises(ValueError, match="only at the size that it takes"):
         segmenter.predict(other, confidence="entropy")

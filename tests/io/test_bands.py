@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fassd.io.bands import array_to_bands, examine_bands, read_bands, shown
+from fassd.io.bands import array_to_bands, examine_picture, read_picture, shown
 from fassd.io.images import ImageError, ImageWarning, resized, write_image
 
 tifffile = pytest.importorskip("tifffile")
@@ -35,17 +35,17 @@ def saved(path, array, **options):
 def test_tiffs_of_five_bands(tmp_path, array, options):
     path = saved(tmp_path / "a.tif", array, **{"photometric": "minisblack", **options})
     for source in (path, str(path), path.read_bytes()):
-        levels = read_bands(source, 5)
+        levels = read_picture(source, 5)
         assert levels.dtype == np.uint8 and levels.flags.c_contiguous
         np.testing.assert_array_equal(levels, FIVE)
 
 
 def test_a_range_is_that_of_all_bands(tmp_path):
     path = saved(tmp_path / "a.tif", FIVE.astype(np.uint16) << 4, **CONTIG)
-    np.testing.assert_array_equal(read_bands(path, 5, (0, 4095)), FIVE)
+    np.testing.assert_array_equal(read_picture(path, 5, (0, 4095)), FIVE)
     with pytest.warns(ImageWarning, match=r"a\.tif: read as 0 to 65535, but the upper 4 of 16"):
-        read_bands(path, 5)
-    reading = examine_bands(path, 5, "auto")
+        read_picture(path, 5)
+    reading = examine_picture(path, 5, "auto")
     assert reading.range == (0, 4080) and reading.remarks == ()
 
 
@@ -65,7 +65,7 @@ def test_bands_of_pillow_are_as_they_are(tmp_path, mode):
         image = Image.fromarray(values, mode)
     path = tmp_path / ("a.tif" if mode in ("CMYK", "F") else "a.png")
     image.save(path)
-    np.testing.assert_array_equal(read_bands(path, count), expected)
+    np.testing.assert_array_equal(read_picture(path, count), expected)
 
 
 def test_arrays():
@@ -103,7 +103,7 @@ def test_each_band_is_resized_as_a_picture_is():
 
 def complaint(source, count=5, **settings):
     with pytest.raises(ImageError) as caught:
-        read_bands(source, count, **settings)
+        read_picture(source, count, **settings)
     return str(caught.value)
 
 
@@ -175,4 +175,4 @@ def test_damage_is_told(tmp_path):
         for place in rng.integers(4, len(data), 4):
             broken[place] = rng.integers(256)
         with contextlib.suppress(ImageError):
-            assert read_bands(bytes(broken), 5).shape[2] == 5
+            assert read_picture(bytes(broken), 5).shape[2] == 5

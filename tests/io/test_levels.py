@@ -12,7 +12,8 @@ import pytest
 from pictures import png16
 from PIL import Image
 
-from fassd.inference.segmenter import Segmenter, to_rgb
+from fassd.inference.pictures import to_picture
+from fassd.inference.segmenter import Segmenter
 from fassd.io import images
 from fassd.io.images import ImageError, ImageWarning, array_to_rgb, examine_image, read_image
 from fassd.io.levels import as_range, to_levels
@@ -227,19 +228,19 @@ def test_ranges_that_are_none(bad):
 
 def test_arrays_and_pillow_images_take_a_range(tmp_path):
     values = deep(COLOR, 12)
-    np.testing.assert_array_equal(to_rgb(values, (0, 4095)), COLOR)
-    np.testing.assert_array_equal(to_rgb(values.astype(np.int64), (0, 4095)), COLOR)
-    np.testing.assert_array_equal(to_rgb(Image.fromarray(deep(GREY, 12)), "auto")[..., 1], GREY)
+    np.testing.assert_array_equal(to_picture(values, (0, 4095)), COLOR)
+    np.testing.assert_array_equal(to_picture(values.astype(np.int64), (0, 4095)), COLOR)
+    np.testing.assert_array_equal(to_picture(Image.fromarray(deep(GREY, 12)), "auto")[..., 1], GREY)
     opaque = np.dstack([values, np.full(GREY.shape, 65535, np.uint16)])
-    np.testing.assert_array_equal(to_rgb(opaque, (0, 4095)), COLOR)
+    np.testing.assert_array_equal(to_picture(opaque, (0, 4095)), COLOR)
     path = tmp_path / "deep.png"
     path.write_bytes(png16(values.astype(">u2")))
     with Image.open(path) as image:
-        np.testing.assert_array_equal(to_rgb(image, (0, 4095)), COLOR)
+        np.testing.assert_array_equal(to_picture(image, (0, 4095)), COLOR)
     with pytest.warns(ImageWarning, match="upper 4 of 16 bits are empty"):
-        to_rgb(values)
+        to_picture(values)
     with pytest.raises(ImageError, match="or with a range of any integers, got int64"):
-        to_rgb(values.astype(np.int64))
+        to_picture(values.astype(np.int64))
 
 
 def test_a_segmenter_reads_by_its_range(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from fassd.io.bands import read_bands
+from fassd.io.bands import read_picture
 from fassd.io.images import ImageError, ImageWarning, read_image
 from fassd.io.tiff import MOST_BYTES, ArrayRows, TiffRows, open_rows, write_tiff
 
@@ -83,7 +83,7 @@ def test_bits_that_only_tifffile_reads_fill_their_own_range(bits, tmp_path):
     path = written(tmp_path / "a.tif", values, photometric="rgb", bitspersample=bits)
     with TiffRows(path) as rows:
         np.testing.assert_array_equal(rows.read(3, 90), RGB[3:90])
-    np.testing.assert_array_equal(read_bands(path, 3), RGB)
+    np.testing.assert_array_equal(read_picture(path, 3), RGB)
 
 
 @pytest.mark.parametrize("values, range", [(DEEP, (1000, 40000)), (GREY / np.float32(99), (0, 3))])
@@ -240,18 +240,18 @@ def test_colours_that_are_not_read(array, options, told, tmp_path):
 def test_further_pages_are_told_of(tmp_path):
     path = tmp_path / "pages.tif"
     with tifffile.TiffWriter(path) as file:
-        for reduced in (0, 1, 0):
+        for reduced in (0, 0, 1):
             file.write(GREY, photometric="minisblack", metadata=None, subfiletype=reduced)
     with pytest.warns(ImageWarning) as caught:
         read_image(path)
     with open_rows(path) as rows:
-        assert rows.remarks == ("only the first of 2 pages is read, 1 passed over",)
+        assert rows.remarks == ("only the first of several pages or frames is read",)
         assert str(caught[0].message).endswith(rows.remarks[0])
     Image.fromarray(RGB).save(
         tmp_path / "a.gif", save_all=True, append_images=[Image.new("L", (9, 9))]
     )
     assert open_rows(tmp_path / "a.gif").remarks == (
-        "only the first of 2 frames is read, 1 passed over",
+        "only the first of several pages or frames is read",
     )
 
 

@@ -18,7 +18,7 @@ from fassd.inference.segmenter import Segmenter
 from fassd.io.palette import LabelClass
 from fassd.serve.app import create_app
 from fassd.serve.connection import listen, make_server
-from fassd.serve.engine import Choice, Engine, Networks
+from fassd.serve.engine import Choice, Engine, cached
 from fassd.serve.metrics import Metrics
 from fassd.serve.schemas import Catalog, Defaults, Limits, ModelInfo, class_table
 from fassd.serve.upload import formats
@@ -97,7 +97,7 @@ def build(load=load, **settings):
     )
     metrics = Metrics()
     engine = Engine(
-        Networks(load),
+        cached(load),
         queue=limits["queue"],
         batch=limits["batch"],
         on_batch=metrics.count_batch,
@@ -115,11 +115,11 @@ def serving(**settings):
 
 
 @contextlib.contextmanager
-def listening(app=None, patience=20.0, **settings):
+def listening(app=None, **settings):
     """The address of a server on a real socket, of an application or of one with settings."""
     app = app or build(**settings)[0]
     with listen("127.0.0.1", 0) as listener:
-        server = make_server(app, patience)
+        server = make_server(app)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

@@ -1,7 +1,6 @@
 """The line: bounded, in order, batched where that changes nothing; a stuck thread shows."""
 
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -11,9 +10,9 @@ from fassd.serve.engine import (
     BusyError,
     Choice,
     Engine,
-    Networks,
     StoppingError,
     UnsuitableError,
+    cached,
     label_pictures,
 )
 
@@ -24,7 +23,7 @@ def run():
     engines = []
 
     def start(load, **settings):
-        engine = Engine(Networks(load), **settings)
+        engine = Engine(cached(load), **settings)
         engine.start()
         engines.append(engine)
         return engine
@@ -108,29 +107,6 @@ def test_the_line_is_bounded_and_in_order(run):
     assert gate.seen == [0, 2, 3, 5]
 
 
-def test_nobody_waits_for_a_batch_alone_but_for_pictures_that_come(run):
-    gate = Gate()
-    gate.open.set()
-    batches = []
-    engine = run(
-        lambda choice: gate, batch=2, batch_wait=3.0, on_batch=lambda c, n, s: batches.append(n)
-    )
-    started = time.perf_counter()
-    engine.submit(CHOICE, grey(0)).result(5)
-    assert time.perf_counter() - started < 1
-    with engine.coming():
-        one = engine.submit(CHOICE, grey(1))
-        time.sleep(0.1)
-        assert not one.done()  # it waits for what was announced
-        other = engine.submit(CHOICE, grey(2))
-        one.result(1)
-        other.result(1)
-    assert batches == [1, 2]
-    with engine.coming():
-        one = engine.submit(CHOICE, grey(3))
-    one.result(1)  # what was announced did not come
-
-
 def test_stopping_refuses_those_in_line(run):
     gate = Gate()
     engine = run(lambda choice: gate)
@@ -149,10 +125,10 @@ def test_stopping_refuses_those_in_line(run):
 
 def test_networks_are_loaded_once_and_the_longest_unused_goes():
     loaded = []
-    networks = Networks(lambda choice: loaded.append(choice.model) or object(), keep=2)
+    networks = cached(lambda choice: loaded.append(choice.model) or object(), keep=2)
     for name in ("a", "b", "a", "c", "a", "b"):
-        networks.get(Choice(name, "auto", "float32"))
-        assert len(networks) <= 2
+        networks(Choice(name, "auto", "float32"))
+        assert networks.cache_info().currsize <= 2
     assert loaded == ["a", "b", "c", "b"]
 
 

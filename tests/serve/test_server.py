@@ -30,32 +30,18 @@ from serve.apps import (
 )
 
 
-def test_clients_that_hang_are_hung_up_on():
-    with listening(timeout_s=1.0, patience=1.0) as url:
-        started = time.monotonic()
-        silent, half_head, half_body, refused = (connect(url) for _ in range(4))
+def test_clients_that_hang_do_not_hold_the_server():
+    with listening(timeout_s=1.0) as url:
+        silent, half_head, half_body, deaf = (connect(url) for _ in range(4))
         half_head.sendall(HEAD)
         half_body.sendall(HEAD + b"Content-Length: 1000\r\n\r\n" + b"x" * 10)
-        refused.sendall(HEAD.replace(b"image/png", b"text/csv") + b"Content-Length: 1000\r\n\r\nx")
-        time.sleep(0.1)
-        refused.sendall(b"x")
+        deaf.sendall(200 * b"GET /v1/example HTTP/1.1\r\nHost: x\r\n\r\n")
         assert httpx.get(f"{url}/healthz").status_code == 200  # others are served meanwhile
-        answers = [received(each) for each in (silent, half_head, half_body, refused)]
-        assert time.monotonic() - started < 5
-        assert answers[:2] == [b"", b""]
-        assert b"408 Request Timeout" in answers[2] and b"after 1 s" in answers[2]
-        assert b"415 Unsupported" in answers[3]
-        assert in_progress(url) == 0
-
-
-def test_a_client_that_does_not_read_is_hung_up_on():
-    with listening(patience=0.5) as url, connect(url) as deaf:
-        asked = 200
-        deaf.sendall(asked * b"GET /v1/example HTTP/1.1\r\nHost: x\r\n\r\n")
-        one = len(httpx.get(f"{url}/v1/example").content)
-        wait_for(lambda: in_progress(url) > 0)
-        wait_for(lambda: in_progress(url) == 0, 15)
-        assert len(received(deaf)) < asked * one
+        answer = received(half_body)
+        assert b"408 Request Timeout" in answer and b"after 1 s" in answer
+        for each in (silent, half_head, deaf):
+            each.close()
+        wait_for(lambda: in_progress(url) == 0)
 
 
 def test_a_client_that_hangs_up_leaves_the_line():
@@ -216,7 +202,7 @@ def test_hosts_are_served_and_strangers_warned_of(monkeypatch, run_fassd, option
     found = {}
 
     class Server:
-        def __init__(self, app, patience):
+        def __init__(self, app):
             client = TestClient(app)
             for host in hosts:
                 found[host] = client.get("/v1/models", headers={"Host": host}).status_code

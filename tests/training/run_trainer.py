@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.nn.functional
+from torch import nn
 from training.streets import (
     MOMENTS,
     double_precision,
@@ -25,6 +27,31 @@ from fassd.data import load_card
 from fassd.distributed import process_group, rank, world_size
 from fassd.training import state as files
 from fassd.training.loop import StoppedError, Trainer
+
+
+class SyncedOnCPU(nn.BatchNorm2d):
+    """`torch.nn.SyncBatchNorm`, which runs on GPUs only, for processes with equal shares."""
+
+    def forward(self, x):
+        if not self.training:
+            return super().forward(x)
+        pixels = world_size() * x.numel() / x.shape[1]
+        mean = torch.distributed.nn.functional.all_reduce(x.sum((0, 2, 3))) / pixels
+        centered = x - mean[:, None, None]
+        squares = torch.distributed.nn.functional.all_reduce(centered.square().sum((0, 2, 3)))
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(squares / (pixels - 1), self.momentum)
+        scale = self.weight / (squares / pixels + self.eps).sqrt()
+        return centered * scale[:, None, None] + self.bias[:, None, None]
+
+
+def synchronized(model):
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SyncedOnCPU
+    return model
 
 
 def run_into_nan(card, folder):
@@ -60,7 +87,8 @@ def run_into_signals(card, folder):
 
 def run_all(card, folder, recipes, device):
     for name, settings in recipes.items():
-        with double_precision():
+        with double_precision(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr("fassd.training.learner.synchronized", synchronized)
             feed_doubles(
                 Trainer(small_recipe(**settings), card, folder / name, device=device)
             ).run()

@@ -22,6 +22,7 @@ from training.streets import (
     write_cityscapes,
 )
 
+from fassd.io.files import InUseError
 from fassd.training import state as files
 from fassd.training.loop import StoppedError, Trainer
 from fassd.training.recipe import RecipeError
@@ -275,7 +276,7 @@ def test_two_runs_do_not_share_a_folder(card, tmp_path):
         def stepped(self, step, loss, learning_rate):
             for begin in (other.run, lambda: Trainer(None, card, tmp_path, resume=True)):
                 if begin == other.run or (tmp_path / "checkpoint.safetensors").exists():
-                    with pytest.raises(StateError, match="is in use by another run") as error:
+                    with pytest.raises(InUseError, match="is in use by another") as error:
                         begin()
                     refused.append((step, str(tmp_path) in str(error.value)))
 
@@ -301,6 +302,6 @@ def test_a_file_system_without_locks_does_not_keep_from_training(card, tmp_path,
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.lockf", unsupported)
-    with pytest.warns(UserWarning, match=r"cannot be locked \(No locks available\)"):
+    with pytest.warns(UserWarning, match=r"cannot be locked \(.*No locks available\)"):
         Trainer(small_recipe(steps=1, val_every=0), card, tmp_path).run()
     assert files.latest_step(tmp_path) == 1

@@ -37,7 +37,6 @@ FORMATS = {
 # times ends before the last frame is shown.
 QUALITY = {
     "libx264": {"crf": "20", "preset": "veryfast", "bf": "0"},
-    "libx265": {"crf": "23", "preset": "veryfast", "x265-params": "log-level=error:bframes=0"},
     "libvpx-vp9": {"crf": "30", "deadline": "realtime", "cpu-used": "6", "row-mt": "1"},
     "libsvtav1": {"crf": "30", "preset": "9"},
 }
@@ -46,39 +45,19 @@ BITS_PER_PIXEL = 0.2  # for other codecs, whose quality is a bit rate
 MPEG4_CLOCK = 65535  # MPEG-4 part 2 cannot divide a second more finely
 
 
-def default_codec(suffix: str) -> str:
-    """The default encoder of a file with that ending."""
-    codecs = FORMATS[suffix].codecs
-    return next((name for name in codecs if name in av.codecs_available), codecs[-1])
-
-
-def check_codec(name: str, suffix: str) -> None:
-    """Check that files with that ending can be written by that encoder.
+def encoder_for(suffix: str, grey: bool = False) -> str:
+    """The encoder of a file with that ending; for grey frames, which are labels, one without loss.
 
     Raises:
-        VideoError: this machine has no such encoder, or the container does not accept it.
+        VideoError: such a file cannot hold labels without loss.
     """
-    try:
-        known = av.Codec(name, "w").type == "video"
-    except ValueError:  # unknown names
-        known = False
-    if not known:
-        here = [each for each in (*QUALITY, "mpeg4", "ffv1") if each in av.codecs_available]
-        raise VideoError(f"no video encoder {name!r} here; there are {', '.join(here)}, ...")
+    if not grey:
+        codecs = FORMATS[suffix].codecs
+        return next((name for name in codecs if name in av.codecs_available), codecs[-1])
     with av.open(io.BytesIO(), "w", format=FORMATS[suffix].muxer) as container:
-        if name not in container.supported_codecs:
-            raise VideoError(f"a {suffix} file cannot hold what {name} encodes")
-
-
-def check_exact(name: str, suffix: str) -> None:
-    """Check that labels keep their values in a file with that ending, by that encoder.
-
-    Raises:
-        VideoError: they do not.
-    """
-    if name != EXACT:
-        raise VideoError(f"--view trainids is lossless and needs the codec {EXACT}, got {name}")
-    check_codec(name, suffix)
+        if EXACT not in container.supported_codecs:
+            raise VideoError(f"a {suffix} file cannot hold what {EXACT} encodes")
+    return EXACT
 
 
 class VideoWriter:
@@ -92,7 +71,6 @@ class VideoWriter:
         suffix: ending of the file: a key of `FORMATS`.
         size: height and width of the frames.
         source: video whose time base, rate, pixel aspect and sound are copied.
-        codec: encoder; None for `default_codec`, or FFV1 for grey frames, which take no other.
         grey: True if frames are grey.
 
     Attributes:
@@ -101,7 +79,7 @@ class VideoWriter:
         silent: codecs of sound that the container cannot hold, which is left out.
 
     Raises:
-        VideoError: the encoder refuses the settings, or cannot encode grey frames.
+        VideoError: the encoder refuses the settings, or the file cannot hold labels.
     """
 
     def __init__(
@@ -110,13 +88,10 @@ class VideoWriter:
         suffix: str,
         size: tuple[int, int],
         source: VideoSource,
-        codec: str | None = None,
         *,
         grey: bool = False,
     ) -> None:
-        self.codec = codec or (EXACT if grey else default_codec(suffix))
-        if grey:
-            check_exact(self.codec, suffix)
+        self.codec = encoder_for(suffix, grey)
         self._grey = grey
         self.frames = 0
         self.silent: list[str] = []
