@@ -6,7 +6,6 @@ import gc
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -43,7 +42,6 @@ from fassd.bench.subjects import BuiltCandidate, Case, Subject, subject_of
 from fassd.evaluation.agreement import compare
 from fassd.models.clock import Sampling, rotation
 from fassd_kernels.triton.availability import first_line
-from fassd_kernels.tuning.calls import launches_of
 
 GROUPS = {
     "native": (EAGER, NATIVE),
@@ -87,9 +85,7 @@ def measure_case(case: Case, group: str, bench: Bench) -> dict[str, Any]:
         candidate to compare with eager, nothing is timed.
     """
     subject = subject_of(case, bench.device, bench.compiler)
-    # A `GraphRunner` takes modules, not operators.
-    names = [n for n in GROUPS[group] if not (case.part == "operators" and n == TRITON_GRAPH)]
-    candidates, records = build_candidates(names, subject)
+    candidates, records = build_candidates(GROUPS[group], subject)
     measured: dict[str, Any] = {}
     if set(candidates) - {EAGER}:  # the group `library` only measures eager
         measured = measure_candidates(candidates, records, subject, bench)
@@ -149,14 +145,6 @@ def measure_together(
     for name, candidate in candidates.items():
         try:
             prepared[name] = check(candidate, trial, limit, records[name])
-            if name == TRITON:
-                inputs = candidate.form.laid_out(trial.sets[0])
-                launches = launches_of(partial(candidate.call, *inputs))
-                # Needed for the floor of each.
-                records[name]["launches"] = {
-                    "bytes": [launch.work.bytes for launch in launches],
-                    "operations": [launch.work.operations for launch in launches],
-                }
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # the other candidates are still worth measuring

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import RenderableType
 from rich.text import Text
 
+from fassd.bench.costs import SUMS
 from fassd.bench.jobs import Job, torch_dtype
 from fassd.bench.tables import BenchReport, Column, report_table
 
@@ -26,23 +27,6 @@ WIDE_ONLY = (  # columns that are only shown then
 MIDDLE = 110  # characters, for all columns but those and these
 NOT_NARROW = ("channels", "waves", "padded\nGFLOP", "instr.\nM", "issue\nus")
 
-# Title, attribute to sum, unit, and digits.
-SUMS: tuple[tuple[str, str, float, int], ...] = (
-    ("MB", "bytes", 1e-6, 1),
-    ("cache\nMB", "loaded", 1e-6, 0),
-    ("GFLOP", "operations", 1e-9, 2),
-    ("padded\nGFLOP", "issued", 1e-9, 2),
-    ("instr.\nM", "instructions", 1e-6, 2),
-    ("copy\nM", "copy_instructions", 1e-6, 2),
-    ("product\nM", "product_instructions", 1e-6, 2),
-    ("epilogue\nM", "epilogue_instructions", 1e-6, 2),
-    ("memory\nus", "memory_floor", 1e6, 1),
-    ("arithmetic\nus", "arithmetic_floor", 1e6, 1),
-    ("floor\nus", "floor", 1e6, 1),
-    ("issue\nus", "issue", 1e6, 1),
-    ("predicted\nus", "predicted", 1e6, 1),
-    ("measured\nus", "measured", 1e6, 1),
-)
 LEGEND = (
     "floor: bytes at the memory's bandwidth or operations at the full rate; above floor: "
     "predicted over it. instr.: warp instructions, in millions, of which for copies to shared "
