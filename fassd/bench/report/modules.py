@@ -342,29 +342,19 @@ def benchmark_cell(stats: Figure | None) -> Cell:
 
 
 def gpus(results: Collection) -> Section:
-    """Measurements on GPUs, and the time model's predictions if there is such a file."""
+    """Measurements on GPUs."""
     blocks = [gpu_table(source.at("items"), source.content) for source in results.of("items")]
-    paragraphs = []
-    if not blocks:
-        paragraphs.append(
-            "Nothing was measured on a GPU yet. What follows is a prediction of a model of bytes, "
-            "operations and launches that no measurement has calibrated; `make gpu-report` "
-            "measures."
-        )
-    predicted = next(results.of("predictions"), None)
-    if predicted is not None:
-        blocks.append(prediction_table(predicted.at("predictions")))
     if not blocks:
         return missing("GPUs", "a GPU", "make gpu-report")
-    return Section("GPUs", paragraphs, blocks)
+    return Section("GPUs", (), blocks)
 
 
 def gpu_table(items: Figure, report: Mapping[str, Any]) -> Table:
     """Networks in a GPU's report: the time of every form."""
     forms = [
-        (item.value["case"], form)
+        (item.value["data"], form)
         for item in items.entries()
-        if item.value["part"] == "networks" and "candidates" in item.get("data", ())
+        if item.value["part"] == "networks" and item.get("data")
         for form in item.at("data", "candidates").entries()
         if "timing" in form.value
     ]
@@ -375,41 +365,12 @@ def gpu_table(items: Figure, report: Mapping[str, Any]) -> Table:
 
     columns: dict[str, Callable[[tuple[Any, Figure]], Cell | str]] = {
         "network": lambda each: f"`{each[0]['subject']}`",
-        "input": lambda each: input_of(each[0], each[0]["height"], each[0]["width"]),
+        "input": lambda each: "{batch}x3x{height}x{width} {dtype}".format(**each[0]),
         "form": lambda each: each[1].value["name"],
         "ms": lambda each: milliseconds(each[1]),
     }
     caption = f"Measured on {report.get('device', '')}, {str(report.get('date', ''))[:10]}."
     return Table.of(forms, columns, caption, names=3)
-
-
-def prediction_table(predictions: Figure) -> Table:
-    def text(entry: Figure, key: str, form: str, scale: float = 1) -> str:
-        return format(scale * entry.value[key], form)
-
-    def predicted(entry: Figure, key: str, form: str, scale: float = 1) -> Cell:
-        return Cell(text(entry, key, form, scale), (entry.at(key),), "predicted")
-
-    columns: dict[str, Callable[[Figure], Cell | str]] = {
-        "network": lambda e: f"`{e.value['network']}`",
-        "input": lambda e: input_of(e.value, *e.value["size"]),
-        "launches": lambda e: counted(text(e, "launches", ""), e.at("launches")),
-        "floor, ms": lambda e: counted(text(e, "floor_s", ".3f", 1e3), e.at("floor_s")),
-        "predicted, ms": lambda e: predicted(e, "predicted_s", ".3f", 1e3),
-        "predicted frames/s": lambda e: predicted(e, "predicted_frames_per_second", ".0f"),
-    }
-    return Table.of(
-        predictions.entries(),
-        columns,
-        f"Predicted for {predictions.value[0]['gpu']}, labels out; floor: every byte once at full "
-        "bandwidth, or every operation at the full rate.",
-        names=2,
-    )
-
-
-def input_of(case: Mapping[str, Any], height: int, width: int) -> str:
-    """The network's input and its type: "1x3x1024x2048 float16"."""
-    return f"{dimensions(case['batch'], 3, height, width)} {case['dtype']}"
 
 
 def dimensions(*sides: int) -> str:
