@@ -130,11 +130,11 @@ def test_samples_between_events_are_what_the_statistics_hold(monkeypatch):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"sizes": "64"}, "--sizes: got '64', accepted is HEIGHTxWIDTH"),
-        ({"sizes": "32x64"}, "multiples of 32 from 64"),
-        ({"dtypes": "float32,half"}, "got 'half', accepted are float32, float16, bfloat16"),
-        ({"threads": "1,0"}, "--threads: got '0', accepted are whole numbers from 1"),
-        ({"device": "tpu"}, "--device: got 'tpu', accepted here: cpu"),
+        ({"sizes": "64"}, "--sizes: '64' is not a size; write height x width"),
+        ({"sizes": "32x64"}, "'32x64' is not made of multiples of 32 from 64"),
+        ({"dtypes": "float32,half"}, "'half' is not one of float32, float16, bfloat16"),
+        ({"threads": "1,0"}, "--threads: '0' is not a number of threads"),
+        ({"device": "tpu"}, "--device: 'tpu' is not one of cpu"),
     ],
     ids=str,
 )
