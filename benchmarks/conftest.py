@@ -13,7 +13,7 @@ import typer
 import fassd
 import fassd_kernels
 from fassd.bench import machine
-from fassd.bench.candidates import COMPILE, EAGER, FOLDED, NATIVE, PYTHON, TRITON
+from fassd.bench.candidates import COMPILE, EAGER, FOLDED, NATIVE, TRITON
 from fassd.bench.subjects import MODULE_VARIANTS, MODULES, OPERATORS, PICTURES, Case
 from fassd.cli.options import listed, numbers, parse_dtype, parse_size
 from fassd.models.device import DTYPES
@@ -42,7 +42,7 @@ class Choices:
         dtypes: keys of `DTYPES`.
         threads: numbers of PyTorch's threads, on the CPU.
         device: device for everything.
-        full: True measures every network, compiles all of them, and also times ours in Python.
+        full: True measures every network, and compiles all of them.
     """
 
     sizes: Sequence[Size]
@@ -81,8 +81,6 @@ class Choices:
     def backends(self) -> list[str]:
         """Our backends for the device; one that is not available is skipped, with its reason."""
         names = {self.device.type: NATIVE, "triton": TRITON}
-        if self.full:
-            names[PYTHON] = PYTHON
         takes = [b.name for b in fassd_kernels.backends() if b.takes(self.device.type)]
         return [names[name] for name in takes if name in names]
 

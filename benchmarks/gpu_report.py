@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
-import gc
 import hashlib
 import json
 import os
@@ -32,13 +31,14 @@ import pytest
 import torch
 
 from benchmarks import RESULTS, ROOT, slug, write_json, write_text
-from benchmarks.facts import smi, version_of
+from benchmarks.facts import smi
 from benchmarks.plan import FULL, Item, build_plan, quick_scale
 from benchmarks.report import PARTS, problems, render
 from benchmarks.tools import CONFIGS, GRACE_S, ProgramError, TimeLimitError, Visit, run_logged
 from fassd.bench import machine
 from fassd.bench.candidates import UnavailableError, require_operators
 from fassd.bench.cases import Bench
+from fassd.bench.memory import release
 from fassd.io.files import replacing
 from fassd_kernels.triton.availability import first_line
 
@@ -264,11 +264,9 @@ def test_item(session: Session, item: Item, request: pytest.FixtureRequest) -> N
 
 def usable() -> bool:
     """True if the GPU still answers after the last item; cleans up after it."""
-    torch._dynamo.reset()
-    gc.collect()
     try:
+        release()
         if torch.cuda.is_available():
-            torch.cuda.empty_cache()
             torch.cuda.synchronize()
     except RuntimeError:
         traceback.print_exc()
@@ -347,7 +345,7 @@ def state_of(options: argparse.Namespace, started: float) -> dict[str, Any]:
     identity = {
         "device": facts["device"],
         "torch": torch.__version__,
-        "triton": version_of("triton"),
+        "triton": facts["versions"]["triton"],
         "sources": digest(SOURCES),
     }
     if options.device == "cuda":

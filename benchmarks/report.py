@@ -63,11 +63,6 @@ def spread(row: Row) -> str:
     return f"{(timing['q3_ms'] - timing['q1_ms']) / timing['ms']:.1%}"
 
 
-def method(row: Row) -> str:
-    alone = "" if row.case["interleaved"] else ", alone"
-    return f"{row.form['timing']['method']}{alone}"
-
-
 def error(row: Row) -> str:
     value = row.form.get("rel_error")
     return "not finite" if value is None else f"{value:.1e}"
@@ -82,12 +77,11 @@ CASE_COLUMNS: Columns = {
     "pictures/s": lambda row: f"{1e3 * row.case['batch'] / row.ms:,.0f}",
     "IQR": spread,
     "n": lambda row: str(row.form["timing"]["n"]),
-    "plain calls, ms": lambda row: number(row.form["plain"]["ms"]),
     "speed-up": lambda row: NONE if row.speedup is None else f"{row.speedup:.2f}x",
     "floor, ms": lambda row: number(row.floor_ms),
     "error": error,
     "match": lambda row: matches(row.form.get("match")),
-    "method": method,
+    "method": lambda row: row.form["timing"]["method"],
 }
 
 
@@ -172,12 +166,8 @@ METHOD = """\
   its place in the network.
 * **ms** is the median of n samples per call, *IQR* their interquartile range as a share of it.
   Method `graph`: replays of a CUDA graph that holds one call per input set; inputs and outputs of
-  all sets together exceed the L2 cache 1.5 times (weights stay cached). `runner`: calls of a
-  `GraphRunner`, which copies each input set into a graph of its own and the output out of it.
-  `events`: plain calls between two events, where capture failed. `clock`: plain calls on a CPU.
-  `alone`: not in turns with eager, for want of memory. Warm-up is not counted.
-* **plain calls** is the same code called in a loop from Python, without a graph: what one gets
-  without further effort, often the host's time and not the device's.
+  all sets together exceed the L2 cache 1.5 times (weights stay cached). `events`: plain calls
+  between two events, where capture failed. `clock`: plain calls on a CPU. Warm-up is not counted.
 * **speed-up** is against eager PyTorch (NCHW) measured in turns in the same process; it is not
   given where one of the two results does not match.
 * **error** is ||out - reference|| / ||reference||, the larger of the first and last input set, on

@@ -341,10 +341,6 @@ def launches(
     size: InputSize = FULL_SIZE,
     batch: Batch = 1,
     repeats: Repeats = 10,
-    counts: Annotated[
-        Path | None,
-        typer.Option(metavar="JSON", help="Counted instructions, from python -m ptx.count --json."),
-    ] = None,
     json_: options.Json = None,
 ) -> None:
     """Show what the CUDA kernels launch on a GPU, whether or not it is in this machine.
@@ -372,7 +368,7 @@ def launches(
             "predicted; choose a network with HarDNet's encoder"
         )
     job = replace(job, weights=None)
-    deliver(measure(partial(run_launches, job, gpu, counts=counts), [job]), json_)
+    deliver(measure(partial(run_launches, job, gpu), [job]), json_)
 
 
 @group.command()

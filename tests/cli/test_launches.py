@@ -55,36 +55,6 @@ def test_files_batch_and_type(succeed, tmp_path, monkeypatch):
     assert times == pytest.approx(record["predicted_s"])
 
 
-def counts_of(path, launches, kernel=None):
-    """A file of twice the instructions that the model says, split among two parts."""
-    rows = [
-        {
-            "kernel": f"{kernel or launch.kernel}<__half, 2>",
-            "parts": {"copy": launch.instructions, "other": launch.instructions},
-        }
-        for launch in launches
-    ]
-    path.write_text(json.dumps(rows))
-    return path
-
-
-def test_counts_beside_the_model(succeed, refusal, tmp_path):
-    from fassd.bench.costs.cuda import find_device, predict_network
-
-    launches = predict_network("fassd_net_l2", 64, 128, find_device("h200")).launches
-    small = (*LAUNCHES, "--size", "64x128", "--counts")
-    path, record = tmp_path / "counts.json", tmp_path / "record.json"
-    result = succeed(*small, counts_of(path, launches), "--json", record)
-    assert "counted" in result.stdout and "2.00x" in result.stdout
-    first = json.loads(record.read_text())["rows"][0]
-    assert first["counted"] == pytest.approx(2 * first["instructions"])
-    for other in (counts_of(path, launches[1:]), counts_of(path, launches, "other_kernel")):
-        assert "of other kernels than" in refusal(*small, other)
-    path.write_text("[1]")
-    assert "no counts of launches" in refusal(*small, path)
-    assert "nowhere.json" in refusal(*small, tmp_path / "nowhere.json")
-
-
 def test_measured_beside_predicted(succeed, monkeypatch, tmp_path):
     asked = []
 

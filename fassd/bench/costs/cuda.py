@@ -128,7 +128,6 @@ class PredictedLaunch:
         predicted: predicted seconds, including the gap to the next launch.
         bound: the part that takes longest: ``memory``, ``cache``, ``shared memory``,
             ``arithmetic``, ``issue``; or ``waiting``, if none of them is busy most of the time.
-        counted: number of warp instructions that were counted; None if they were not.
         measured: measured seconds on a GPU; None if not measured.
     """
 
@@ -157,7 +156,6 @@ class PredictedLaunch:
     issue: float
     predicted: float
     bound: str
-    counted: float | None = None
     measured: float | None = None
 
 
@@ -253,7 +251,7 @@ class Prediction:
         found: dict[PredictedLaunch, list[PredictedLaunch]] = {}
         for launch in self.launches:
             kind = launch.label.partition(" ")[0]
-            one = replace(launch, label=kind, counted=None, measured=None)
+            one = replace(launch, label=kind, measured=None)
             found.setdefault(one, []).append(launch)
         return [LaunchGroup(tuple(launches)) for launches in found.values()]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import takewhile
 from typing import Any
 
 from fassd.bench.costs.counts import Complexity, analyze
@@ -268,19 +267,16 @@ def benchmarks(results: Collection) -> Section:
         if "candidate" in facts:
             titles.setdefault(facts["candidate"], facts["title"])
             groups.setdefault(entry.value["group"], {})[facts["candidate"]] = entry.at("stats")
-    shared = shared_words(list(groups))
     rows = []
     for group, timed in groups.items():
         cells = [benchmark_cell(timed.get(candidate)) for candidate in titles]
-        name = group.removesuffix(", " + shared) if shared else group
         speedup = ratio(timed.get("native"), timed.get("eager"), strong=True, median="median")
-        rows.append((Cell(name), *cells, speedup))
+        rows.append((Cell(group), *cells, speedup))
     table = Table(
         ("group", *titles.values(), "speed-up"),
         rows,
-        f"{shared + ': m' if shared else 'M'}illiseconds, medians ± half the interquartile range; "
-        "each was compared with the float64 reference before it was timed. Speed-up: of ours over "
-        "eager.",
+        "Milliseconds, medians ± half the interquartile range; each was compared with the float64 "
+        "reference before it was timed. Speed-up: of ours over eager.",
     )
     return Section(title, (f"From `{command}`.",), (table,))
 
@@ -322,13 +318,6 @@ def namesakes_table(source: ResultsFile) -> Table:
         f"medians ± half the interquartile range. {machine_text(source.at())}."
     )
     return Table.of(list(NAMESAKES), columns, caption)
-
-
-def shared_words(groups: Sequence[str]) -> str:
-    """Common ending of all groups' names, which are lists with commas."""
-    endings = [group.split(", ")[:0:-1] for group in groups]
-    shared = takewhile(lambda words: len(set(words)) == 1, zip(*endings, strict=False))
-    return ", ".join(reversed([words[0] for words in shared]))
 
 
 def benchmark_cell(stats: Figure | None) -> Cell:
