@@ -1,15 +1,17 @@
-"""Measurements of the peers and of the kernels, and the kernels' distance from the floor."""
+"""Measurements of the peers and of the kernels, and what their programs share: files and cells."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fassd.bench.markdown import markdown_table
 from fassd.io.files import replacing
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,3 +44,44 @@ def output_of(command: Sequence[str]) -> str:
     except (subprocess.SubprocessError, OSError):
         return ""
     return done.stdout.strip()
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+Record = Mapping[str, Any]
+Columns = Mapping[str, Callable[[Any], str]]
+"""Functions that make a row's cell, by the title of the column."""
+
+NONE = "-"
+
+
+def table(columns: Columns, rows: Iterable[Any]) -> str:
+    cells = [[cell(row) for cell in columns.values()] for row in rows]
+    return "".join(f"{line}\n" for line in markdown_table(list(columns), cells))
+
+
+def escape(text: str) -> str:
+    """`text` for a table's cell: one line, no bars."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def scaled(name: str, unit: float = 1, digits: int = 0) -> Callable[[Record], str]:
+    """The cell of a figure of the row, times a unit."""
+
+    def cell(row: Record) -> str:
+        value = row.get(name)
+        return NONE if value is None else f"{unit * value:.{digits}f}"
+
+    return cell
+
+
+def number(value: float | None) -> str:
+    """Four significant digits, without an exponent."""
+    if value is None:
+        return NONE
+    digits = max(0, 3 - math.floor(math.log10(value))) if value > 0 else 0
+    return f"{value:.{digits}f}"
+
+
+def matches(match: Any) -> str:
+    return "yes" if match else "**NO**"

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+import typer
 
 import fassd
 import fassd_kernels
 from fassd.bench import machine
-from fassd.bench.candidates import COMPILE, EAGER, FOLDED, NATIVE, PYTHON, TRITON
+from fassd.bench.candidates import COMPILE, EAGER, FOLDED, NATIVE, TRITON
 from fassd.bench.subjects import MODULE_VARIANTS, MODULES, OPERATORS, PICTURES, Case
+from fassd.cli.options import listed, numbers, parse_dtype, parse_size
 from fassd.models.device import DTYPES
-from fassd.models.sizes import parse_size
 
 PYTORCH = (EAGER, FOLDED, COMPILE)
 
@@ -41,12 +42,12 @@ class Choices:
         dtypes: keys of `DTYPES`.
         threads: numbers of PyTorch's threads, on the CPU.
         device: device for everything.
-        full: True measures every network, compiles all of them, and also times ours in Python.
+        full: True measures every network, and compiles all of them.
     """
 
-    sizes: tuple[Size, ...]
-    dtypes: tuple[str, ...]
-    threads: tuple[int, ...]
+    sizes: Sequence[Size]
+    dtypes: Sequence[str]
+    threads: Sequence[int]
     device: torch.device
     full: bool = False
 
@@ -80,8 +81,6 @@ class Choices:
     def backends(self) -> list[str]:
         """Our backends for the device; one that is not available is skipped, with its reason."""
         names = {self.device.type: NATIVE, "triton": TRITON}
-        if self.full:
-            names[PYTHON] = PYTHON
         takes = [b.name for b in fassd_kernels.backends() if b.takes(self.device.type)]
         return [names[name] for name in takes if name in names]
 
@@ -105,63 +104,48 @@ def pytorch_has_arithmetic(dtype: str, device: torch.device) -> bool:
 def network_size(text: str) -> Size:
     size = parse_size(text)
     if any(side < 2 * STRIDE or side % STRIDE for side in size):
-        raise ValueError
-    return size
+        raise typer.BadParameter(f"{text!r} is not made of multiples of {STRIDE} from {2 * STRIDE}")
+    return tuple(size)
 
 
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError
-    return int(text)
+def parse_device(text: str) -> torch.device:
+    if text not in AVAILABLE:
+        raise typer.BadParameter(f"{text!r} is not one of {', '.join(AVAILABLE)}")
+    return torch.device(text)
 
 
-LISTS: dict[str, tuple[Callable[[str], Any], str]] = {
-    "sizes": (
-        network_size,
-        f"is HEIGHTxWIDTH, comma between, of multiples of {STRIDE} from {2 * STRIDE}, as in "
-        "512x1024,1024x2048",
-    ),
-    "dtypes": ({name: name for name in DTYPES}.__getitem__, f"are {', '.join(DTYPES)}"),
-    "threads": (positive, "are whole numbers from 1, comma between, as in 1,2"),
+AVAILABLE = ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",)
+PARSERS: dict[str, Callable[[str], Any]] = {
+    "sizes": listed(network_size),
+    "dtypes": listed(parse_dtype),
+    "threads": numbers(int, "number of threads", least=1),
+    "device": parse_device,
 }
-"""Options with commas: the parser of one value, and the accepted values in words."""
 
 
-def choices(full: bool = False, device: str | None = None, **lists: str | None) -> Choices:
+def choices(full: bool = False, **texts: str | None) -> Choices:
     """The measurements that the options request; None is the default, which `full` widens.
 
     Raises:
         pytest.UsageError: a value is not accepted; the message names it, and the accepted ones.
     """
-    place = parse_device(device)
-    chosen = Choices(((512, 1024),), ("float32",), (torch.get_num_threads(),), place, full)
-    if full:
-        chosen = replace(chosen, sizes=SIZES, dtypes=tuple(DTYPES))
-    if full and place.type == "cpu":  # a GPU's timing does not involve the host's threads
-        chosen = replace(chosen, threads=tuple(sorted({1, torch.get_num_threads()})))
-    given = {name: parsed(name, texts) for name, texts in lists.items() if texts is not None}
-    return replace(chosen, **given)
-
-
-def parsed(name: str, texts: str) -> tuple[Any, ...]:
-    parse, accepted = LISTS[name]
-    values = []
-    for text in texts.split(","):
+    given = {}
+    for name, text in texts.items():
         try:
-            values.append(parse(text.strip()))
-        except (ValueError, KeyError):
-            raise pytest.UsageError(f"--{name}: got {text!r}, accepted {accepted}") from None
-    return tuple(values)
-
-
-def parse_device(text: str | None) -> torch.device:
-    """The GPU, if there is one, unless the option says otherwise."""
-    available = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    if text is None:
-        return torch.device(available[-1])
-    if text not in available:
-        raise pytest.UsageError(f"--device: got {text!r}, accepted here: {', '.join(available)}")
-    return torch.device(text)
+            given[name] = text and PARSERS[name](text)
+        except typer.BadParameter as error:
+            raise pytest.UsageError(f"--{name}: {error.message}") from None
+    device = given.get("device") or torch.device(AVAILABLE[0])
+    own = torch.get_num_threads()
+    # A GPU's timing does not involve the host's threads.
+    threads = (own,) if not full or device.type != "cpu" else tuple(sorted({1, own}))
+    return Choices(
+        given.get("sizes") or (SIZES if full else ((512, 1024),)),
+        given.get("dtypes") or (tuple(DTYPES) if full else ("float32",)),
+        given.get("threads") or threads,
+        device,
+        full,
+    )
 
 
 # --- what pytest calls ----------------------------------------------------------------------------
@@ -171,21 +155,12 @@ CHOICES = pytest.StashKey[Choices]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("fassd benchmarks")
-    group.addoption(
-        "--full",
-        action="store_true",
-        help="every network, size, dtype and thread count, all compiled; takes hours",
-    )
-    group.addoption(
-        "--sizes",
-        metavar="HxW,..",
-        help="of the networks' pictures (default: 512x1024; full: half and double, too)",
-    )
-    group.addoption("--dtypes", metavar="D,..", help="float32 (the default), float16, bfloat16")
-    group.addoption(
-        "--threads", metavar="N,..", help="of PyTorch (default: its own choice; full: 1, too)"
-    )
-    group.addoption("--device", help="cpu or cuda (default: cuda where there is a GPU)")
+    everything = "every network, size, dtype and thread count, all compiled; takes hours"
+    group.addoption("--full", action="store_true", help=everything)
+    group.addoption("--sizes", metavar="HxW,..", help="of the networks' pictures; 512x1024")
+    group.addoption("--dtypes", metavar="D,..", help=f"of {', '.join(DTYPES)}; float32")
+    group.addoption("--threads", metavar="N,..", help="of PyTorch; its own choice")
+    group.addoption("--device", help=f"one of {', '.join(AVAILABLE)}; the first")
 
 
 def pytest_configure(config: pytest.Config) -> None:

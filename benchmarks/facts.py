@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
-from importlib import metadata
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks import output_of
-from benchmarks.rows import Record, data_of_part, escape, matches, number, spread, table, table_of
+from benchmarks import Columns, Record, escape, matches, number, output_of, table
 from benchmarks.tools import Visit
 from fassd.bench import machine
 from fassd.bench.candidates import require_operators
@@ -27,6 +28,7 @@ from fassd.bench.subjects import (
     subject_of,
 )
 from fassd.evaluation.agreement import TOLERANCES, compare
+from fassd.models.clock import synchronize
 from fassd_kernels.tuning.accuracy import relative_error
 
 # --- facts ----------------------------------------------------------------------------------------
@@ -43,7 +45,6 @@ def describe_environment(visit: Visit) -> dict[str, Any]:
     facts = {
         **machine.environment(device),
         **(gpu_facts(device) if device.type == "cuda" else {}),
-        "triton": version_of("triton"),
         "cudnn": torch.backends.cudnn.version() or "none",
         "nvcc": nvcc[1] if nvcc else "none",
         "tf32 in convolutions (torch.backends.cudnn.allow_tf32)": torch.backends.cudnn.allow_tf32,
@@ -57,14 +58,15 @@ def describe_environment(visit: Visit) -> dict[str, Any]:
     return {"facts": facts, "backends": backends}
 
 
-def environment_section(report: Record, part: str) -> str:
-    (data,) = data_of_part(report, part)
-    facts = [[name, escape(str(value))] for name, value in data["facts"].items()]
-    states = [
-        [b["name"], "available" if b["available"] else escape(b["reason"])]
-        for b in data["backends"]
-    ]
-    return "\n".join([table(["what", "value"], facts), table(["backend", "state"], states)])
+def environment_section(runs: Sequence[Record]) -> str:
+    (data,) = runs
+    facts = ((name, escape(str(value))) for name, value in data["facts"].items())
+    backends: Columns = {
+        "backend": itemgetter("name"),
+        "state": lambda b: "available" if b["available"] else escape(b["reason"]),
+    }
+    first = table({"what": itemgetter(0), "value": itemgetter(1)}, facts)
+    return "\n".join([first, table(backends, data["backends"])])
 
 
 def gpu_facts(device: torch.device) -> dict[str, Any]:
@@ -86,14 +88,7 @@ def smi(card: str) -> dict[str, str]:
     return dict(zip(SMI_FIELDS, values, strict=True)) if len(values) == len(SMI_FIELDS) else {}
 
 
-def version_of(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "none"
-
-
-# --- first checks: on the stream that it is given, and inside a CUDA graph ------------------------
+# --- first checks ---------------------------------------------------------------------------------
 
 SHAPE = (1, 256, 512, 3)
 SLEEP_CYCLES = 50_000_000
@@ -101,76 +96,48 @@ SLEEP_CYCLES = 50_000_000
 
 
 def smoke(visit: Visit, backend: str) -> dict[str, Any]:
-    """Run `normalize` of a backend in every way that a user may launch it.
+    """Run `normalize` of a backend; on a GPU on a stream of its own, where the picture is late.
 
     Returns:
-        ``checks``: for each check and dtype the relative error.
+        ``checks``: for each dtype the relative error.
 
     Raises:
         UnavailableError: the backend is not available.
         RuntimeError: a result is wrong; the message names the checks.
     """
     device = visit.device
-    ways = {"plain call": plain_call}
-    if device.type == "cuda":
-        ways.update({"non-default stream": on_a_stream, "CUDA graph": in_a_graph})
     checks: list[dict[str, Any]] = []
     for name in ("float32", "float16"):
         subject = subject_of(Case("operators", NORMALIZE, *SHAPE[1:3], name), device, "")
         call = subject.candidate(backend).call
-        for way, run in ways.items():
-            output, image = run(call, device)
-            error = relative_error(output, subject.reference(image))
-            match = error <= TOLERANCES["operators"][name]
-            check = f"{backend}, normalize, {name}, {way}"
-            checks.append({"check": check, "rel_error": f"{error:.2e}", "match": match})
+        image, late = (subject.inputs(index)[0] for index in range(2))
+        synchronize(device)
+        with ExitStack() as stack:
+            if device.type == "cuda":
+                stack.enter_context(torch.cuda.stream(torch.cuda.Stream(device)))
+                torch.cuda._sleep(SLEEP_CYCLES)
+            image.copy_(late)
+            output = call(image)
+        synchronize(device)
+        error = relative_error(output, subject.reference(late))
+        match = error <= TOLERANCES["operators"][name]
+        check = f"{backend}, normalize, {name}"
+        checks.append({"check": check, "rel_error": f"{error:.2e}", "match": match})
     wrong = [check["check"] for check in checks if not check["match"]]
     if wrong:
         raise RuntimeError(f"wrong result: {'; '.join(wrong)}")
     return {"checks": checks}
 
 
-def smoke_section(report: Record, part: str) -> str:
-    checks = [check for data in data_of_part(report, part) for check in data["checks"]]
-    rows = [[one["check"], one["rel_error"], matches(one["match"])] for one in checks]
-    return table(["check", "error", "match"], rows)
+SMOKE_COLUMNS: Columns = {
+    "check": itemgetter("check"),
+    "error": itemgetter("rel_error"),
+    "match": lambda check: matches(check["match"]),
+}
 
 
-def picture(device: torch.device) -> Tensor:
-    return torch.randint(256, SHAPE, dtype=torch.uint8, device=device)
-
-
-def plain_call(call: Any, device: torch.device) -> tuple[Tensor, Tensor]:
-    image = picture(device)
-    return call(image), image
-
-
-def on_a_stream(call: Any, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The picture arrives late, on the same side stream that the call is made on."""
-    image, late = picture(device), picture(device)
-    torch.cuda.synchronize(device)
-    stream = torch.cuda.Stream(device)
-    with torch.cuda.stream(stream):
-        torch.cuda._sleep(SLEEP_CYCLES)
-        image.copy_(late)
-        output = call(image)
-    torch.cuda.synchronize(device)
-    return output, late
-
-
-def in_a_graph(call: Any, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Captured on one picture, replayed on another."""
-    image = picture(device)
-    call(image)
-    torch.cuda.synchronize(device)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = call(image)
-    image.copy_(picture(device))
-    output.fill_(float("nan"))
-    graph.replay()
-    torch.cuda.synchronize(device)
-    return output, image
+def smoke_section(runs: Sequence[Record]) -> str:
+    return table(SMOKE_COLUMNS, [check for data in runs for check in data["checks"]])
 
 
 # --- ceilings -------------------------------------------------------------------------------------
@@ -191,70 +158,44 @@ def measure_ceilings(visit: Visit, copy_bytes: int, matrix_side: int) -> dict[st
     than one of real numbers (less switching, higher clocks).
 
     Args:
-        copy_bytes: size of the source buffer of the copy; halved until two of them fit.
+        copy_bytes: size of the source buffer of the copy.
         matrix_side: side of the square matrices; a product counts 2 * side^3 operations.
     """
-    return {
-        "copy": copy_bandwidth(visit, copy_bytes),
-        "matrix": {name: matrix_rate(visit, name, matrix_side) for name in FORMATS},
-    }
-
-
-def copy_bandwidth(visit: Visit, size: int) -> dict[str, Any]:
     device = visit.device
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        while 2 * size > free // 2:
-            size //= 2
-    source = torch.randint(-(2**62), 2**62, (size // 8,), dtype=torch.int64, device=device)
-    target = torch.empty_like(source)
-    timing = timed(visit, lambda: target.copy_(source))
-    if not torch.equal(source, target):
-        raise RuntimeError("the copy differs from its source")
-    moved = 2 * source.numel() * source.element_size()
-    return {
-        "bytes_per_s": moved / (timing["ms"] * 1e-3),
-        "buffer_bytes": moved // 2,
-        "timing": timing,
-    }
-
-
-def matrix_rate(visit: Visit, name: str, side: int) -> dict[str, Any]:
-    dtype, precision = FORMATS[name]
-    a, b = (torch.randn(side, side, device=visit.device).to(dtype) for _ in range(2))
-    product = torch.empty(side, side, device=visit.device, dtype=dtype)
+    source = torch.randint(-(2**62), 2**62, (copy_bytes // 8,), dtype=torch.int64, device=device)
+    copy_s = median_s(visit, partial(torch.empty_like(source).copy_, source))
+    matrix = {}
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        timing = timed(visit, lambda: torch.matmul(a, b, out=product))
-    finally:
-        torch.set_float32_matmul_precision(before)
-    if not torch.isfinite(product).all():
-        raise RuntimeError(f"the {name} matrix product has elements that are not finite")
+    for name, (dtype, precision) in FORMATS.items():
+        a, b = (torch.randn(matrix_side, matrix_side, device=device).to(dtype) for _ in range(2))
+        torch.set_float32_matmul_precision(precision)
+        try:
+            seconds = median_s(visit, partial(torch.matmul, a, b, out=torch.empty_like(a)))
+        finally:
+            torch.set_float32_matmul_precision(before)
+        matrix[name] = 2 * matrix_side**3 / seconds
     return {
-        "operations_per_s": 2 * side**3 / (timing["ms"] * 1e-3),
-        "side": side,
-        "timing": timing,
+        "copy_bytes": copy_bytes,
+        "bytes_per_s": 2 * copy_bytes / copy_s,
+        "matrix_side": matrix_side,
+        "operations_per_s": matrix,
     }
 
 
-def timed(visit: Visit, once: Callable[[], Tensor]) -> dict[str, Any]:
-    """The record of a call without an input."""
-    method = "events" if visit.device.type == "cuda" else "clock"
-    run = Run(once, 1, method, lambda: [])
-    return interleaved({"": run}, visit.device, visit.bench.sampling)[""].record()
+def median_s(visit: Visit, once: Callable[[], Tensor]) -> float:
+    """Seconds of a call without an input."""
+    run = Run(once, 1, "", lambda: [])
+    return interleaved({"": run}, visit.device, visit.bench.sampling)[""].median
 
 
-def ceilings_section(report: Record, part: str) -> str:
-    (data,) = data_of_part(report, part)
-    copy = data["copy"]
-    what = f"copy of {copy['buffer_bytes'] / 2**20:,.0f} MiB, read + written"
-    rows = [(what, f"{copy['bytes_per_s'] / 1e9:,.0f} GB/s", copy["timing"])]
-    for name, rate in data["matrix"].items():
-        what = f"matrix product, {name}, side {rate['side']}"
-        rows.append((what, f"{rate['operations_per_s'] / 1e12:,.3g} TFLOP/s", rate["timing"]))
-    cells = [[what, figure, spread(timing), str(timing["n"])] for what, figure, timing in rows]
-    return table(["what", "measured", "IQR", "n"], cells)
+def ceilings_section(runs: Sequence[Record]) -> str:
+    (data,) = runs
+    what = f"copy of {data['copy_bytes'] / 2**20:,.0f} MiB, read + written"
+    rows = [(what, f"{data['bytes_per_s'] / 1e9:,.0f} GB/s")]
+    for name, rate in data["operations_per_s"].items():
+        what = f"matrix product, {name}, side {data['matrix_side']}"
+        rows.append((what, f"{rate / 1e12:,.3g} TFLOP/s"))
+    return table({"what": itemgetter(0), "measured": itemgetter(1)}, rows)
 
 
 # --- from pictures in memory to labels there ------------------------------------------------------
@@ -305,19 +246,15 @@ def measure_runner(
     return {**record, "fps": speed.fps, "latency_ms": latency_ms, "frames": speed.frames}
 
 
-RUNNER_COLUMNS: tuple[tuple[str, Callable[[Record], str]], ...] = (
-    ("network", lambda data: data["network"]),
-    ("backend", lambda data: data["backend"]),
-    ("pictures", lambda data: "{batch}x{height}x{width}".format(**data)),
-    ("dtype", lambda data: data["dtype"]),
-    ("frames/s", lambda data: f"{data['fps']:,.0f}"),
-    ("one call, ms", lambda data: number(data["latency_ms"])),
-    ("match", lambda data: matches(data["match"])),
-)
-
-
-def runner_section(report: Record, part: str) -> str:
-    return table_of(RUNNER_COLUMNS, data_of_part(report, part))
+RUNNER_COLUMNS: Columns = {
+    "network": itemgetter("network"),
+    "backend": itemgetter("backend"),
+    "pictures": lambda data: "{batch}x{height}x{width}".format(**data),
+    "dtype": itemgetter("dtype"),
+    "frames/s": lambda data: f"{data['fps']:,.0f}",
+    "one call, ms": lambda data: number(data["latency_ms"]),
+    "match": lambda data: matches(data["match"]),
+}
 
 
 def runner_faults(data: Record) -> list[str]:

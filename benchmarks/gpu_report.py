@@ -4,8 +4,7 @@ It builds the kernels in place for the card's architecture, then measures item b
 important first, each as a pytest test in this file. Every result is on disk as soon as it is known;
 items without time left are listed, and ``--resume`` measures them in another run. A process that
 crashes or hangs only loses its item: the next one continues. The result is ``report.json``,
-``report.md``, ``report.png`` and ``report.tar.gz`` (tables of tuning, logs) in
-``benchmarks/results/<gpu>/``.
+``report.md`` and ``report.tar.gz`` (tables of tuning, logs) in ``benchmarks/results/<gpu>/``.
 
 Exit code: 0, or 1 if tests failed or a part crashed, or 2 if there is no NVIDIA GPU.
 """
@@ -14,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
-import gc
 import hashlib
 import json
 import os
@@ -25,6 +23,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +31,14 @@ import pytest
 import torch
 
 from benchmarks import RESULTS, ROOT, slug, write_json, write_text
-from benchmarks.facts import smi, version_of
-from benchmarks.plan import FULL, PARTS, Item, build_plan, quick_scale, untuned
-from benchmarks.predicted import load_predictions
-from benchmarks.report import draw, problems, render
-from benchmarks.tools import (
-    CONFIGS,
-    GRACE_S,
-    ProgramError,
-    TimeLimitError,
-    Visit,
-    run_logged,
-    tail,
-)
+from benchmarks.facts import smi
+from benchmarks.plan import FULL, Item, build_plan, quick_scale
+from benchmarks.report import PARTS, problems, render
+from benchmarks.tools import CONFIGS, GRACE_S, ProgramError, TimeLimitError, Visit, run_logged
 from fassd.bench import machine
 from fassd.bench.candidates import UnavailableError, require_operators
 from fassd.bench.cases import Bench
+from fassd.bench.memory import release
 from fassd.io.files import replacing
 from fassd_kernels.triton.availability import first_line
 
@@ -57,11 +48,12 @@ CARRIED = ROOT / "build" / "carry"
 
 BUDGET_S = {"first": 110.0, "full": 440.0}
 
-SESSION, ALONE = "FASSD_GPU_REPORT", "FASSD_GPU_REPORT_ITEM"
-"""Environment of pytest: the session as JSON, and the name of the one item to measure."""
+SESSION = "FASSD_GPU_REPORT"
+"""Environment variable of pytest: the session as JSON."""
 
-SCHEMA = 4
-SOURCE_SUFFIXES = {".py", ".def", ".h", ".cuh", ".cpp", ".cu", ".toml"}
+SCHEMA = 5
+SOURCES = ("fassd/models", "fassd_kernels", "csrc", "setup.py", "pyproject.toml")
+SUFFIXES = {".py", ".def", ".h", ".cuh", ".cpp", ".cu", ".toml"}
 FINAL = ("done", "unavailable")
 """Statuses that a later run need not try again."""
 
@@ -76,7 +68,8 @@ class Session:
     Args:
         state: ready for JSON: ``device``, ``quick``, ``first``, ``only``, ``run`` (its name),
             ``started`` and ``budget_s`` (seconds), ``output`` and ``work`` (folders), ``identity``
-            (a result of another machine is not taken up again) and ``header`` (of the report).
+            (a result of another machine, or of other sources, is not taken up again) and ``header``
+            (of the report).
         clock: seconds, of which `started` was read.
     """
 
@@ -92,7 +85,6 @@ class Session:
         )
         for folder in (self.logs, self.configs, self.parts):
             folder.mkdir(parents=True, exist_ok=True)
-        self._digests: dict[tuple[str, ...], str] = {}
 
     def elapsed(self) -> float:
         return self.clock() - self.state["started"]
@@ -111,24 +103,14 @@ class Session:
             record = json.loads(self.path(item).read_text())
         except (OSError, json.JSONDecodeError):
             return None
-        return record if record["fingerprint"] == self.fingerprint(item) else None
+        return record if record["identity"] == self.state["identity"] else None
 
     def save(self, item: Item, record: Mapping[str, Any]) -> None:
         """Write a record to disk, and the report with it."""
-        marks = {"run": self.state["run"], "fingerprint": self.fingerprint(item)}
+        marks = {"run": self.state["run"], "identity": self.state["identity"], "date": now()}
         commit = self.state["header"]["commit"]
-        write_json(self.path(item), {**record, **marks, "date": now(), "commit": commit})
+        write_json(self.path(item), {**record, **marks, "commit": commit})
         self.publish()
-
-    def drop(self, items: Iterable[Item]) -> None:
-        for item in items:
-            self.path(item).unlink(missing_ok=True)
-
-    def fingerprint(self, item: Item) -> dict[str, str]:
-        """Fingerprints of the machine, and of the sources when this process first read them."""
-        if item.sources not in self._digests:
-            self._digests[item.sources] = digest(item.sources)
-        return {**self.state["identity"], "sources": self._digests[item.sources]}
 
     # Which items.
 
@@ -156,17 +138,12 @@ class Session:
         if self.left() < item.least_s:
             return None
         limit_s = min(item.limit_s, self.left())
+        died = f"the process died in it, or was killed at its limit of {limit_s:.0f} s"
+        self.save(item, {"status": "failed", "reason": died})  # until it is known better
         begun = self.clock()
-        running = {"name": item.name, "begun": begun, "limit_s": limit_s}
-        write_json(self.work / "running.json", running)
         record = self.perform(item, limit_s)
         record["seconds"] = round(self.clock() - begun, 2)
         self.save(item, record)
-        (self.work / "running.json").unlink(missing_ok=True)
-        if item.part in ("tune", "choices") and record["status"] != "unavailable":
-            # Whether cut short or not, its results are in the table: older figures are of another
-            # table.
-            self.drop(untuned(self.plan, item))
         return record
 
     def perform(self, item: Item, limit_s: float) -> dict[str, Any]:
@@ -174,8 +151,6 @@ class Session:
         try:
             if item.backend:
                 require_operators(item.backend, frozenset(), self.bench.device)
-            if item.environment.items() - os.environ.items():
-                return self.apart(item, limit_s)
             visit = Visit(self.bench, self.logs, self.configs, limit_s)
             data = PARTS[item.part].measure(visit, **item.arguments)
             json.dumps(data, allow_nan=False)  # values that JSON cannot hold raise here, not later
@@ -190,39 +165,11 @@ class Session:
             traceback.print_exc()
             return {"status": "failed", "reason": first_line(error)}
 
-    def apart(self, item: Item, limit_s: float) -> dict[str, Any]:
-        """The record of an item from a separate process, started with the item's environment."""
-        log = self.logs / f"{self.path(item).stem}.log"
-        environment = {**item.environment, SESSION: json.dumps(self.state), ALONE: item.name}
-        self.drop([item])
-        code = run_logged(pytest_command(), log, limit_s, environment)
-        record = self.load(item)
-        if record is None:
-            raise ProgramError(f"the process ended with code {code}: {tail(log, 3)}")
-        return record
-
-    def interrupted(self) -> bool:
-        """Record the item in which the process died, if it did."""
-        path = self.work / "running.json"
-        if not path.exists():
-            return False
-        running = json.loads(path.read_text())
-        path.unlink()
-        item = next(item for item in self.plan if item.name == running["name"])
-        seconds = self.clock() - running["begun"]
-        late = seconds >= running["limit_s"]
-        reason = f"killed after {seconds:.0f} s" if late else "the process died in it"
-        record = {"status": "timeout" if late else "failed", "reason": reason}
-        self.save(item, {**record, "seconds": round(seconds, 2)})
-        return True
-
     # The report.
 
     def describe(self, item: Item) -> dict[str, Any]:
         """Everything known about an item."""
         known: dict[str, Any] = {"name": item.name, "part": item.part}
-        if "group" in item.arguments:
-            known["case"] = item.arguments
         saved = self.load(item)
         if saved is not None:
             return {**known, **saved}
@@ -237,7 +184,6 @@ class Session:
             "date": now(),
             "budget_s": self.state["budget_s"],
             "elapsed_s": round(self.elapsed(), 1),
-            "predicted": load_predictions(),
             "items": [self.describe(item) for item in self.plan],
         }
 
@@ -269,21 +215,13 @@ def judged(data: dict[str, Any]) -> dict[str, Any]:
     return {"status": "timeout", "reason": f"stopped after {ran} tests", "data": data}
 
 
-def pytest_command() -> list[str]:
-    """pytest on the tests of `benchmarks.gpu_report`, one for each item."""
-    return [
-        *(sys.executable, "-m", "pytest", str(ROOT / "benchmarks" / "gpu_report.py"), "-v"),
-        *("--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist"),
-    ]
-
-
 def digest(paths: Iterable[str]) -> str:
     """A short hash of the sources under `paths`, relative to the repository."""
     total = hashlib.sha256()
     for path in paths:
         found = ROOT / path
         for file in sorted(found.rglob("*")) if found.is_dir() else [found]:
-            if file.is_file() and file.suffix in SOURCE_SUFFIXES:
+            if file.is_file() and file.suffix in SUFFIXES:
                 total.update(str(file.relative_to(ROOT)).encode())
                 total.update(file.read_bytes())
     return total.hexdigest()[:16]
@@ -297,30 +235,25 @@ def now() -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test for each item that is still to be measured."""
+    """One test for each item that is still to be measured here."""
     session = Session(json.loads(os.environ[SESSION]))
-    alone = os.environ.get(ALONE)
-    items = [item for item in session.pending() if alone in (None, item.name)]
-    rows = [
-        pytest.param(
-            session,
-            item,
-            id=item.name,
-            # Programs have the limit themselves.
-            marks=pytest.mark.timeout(item.limit_s + 2 * GRACE_S, method="thread"),
-        )
-        for item in items
-    ]
+    rows = [pytest.param(session, item, id=item.name) for item in own_items(session)]
     metafunc.parametrize(("session", "item"), rows)
 
 
+def own_items(session: Session) -> Iterable[Item]:
+    """The next items, as far as they need the environment that this process has."""
+    own = session.state["environment"]
+    return takewhile(lambda item: item.environment == own, session.pending())
+
+
 def test_item(session: Session, item: Item, request: pytest.FixtureRequest) -> None:
-    if not request.config.pluginmanager.hasplugin("timeout"):
-        faulthandler.dump_traceback_later(item.limit_s + 2 * GRACE_S, exit=True)
+    # Programs have the limit themselves.
+    faulthandler.dump_traceback_later(item.limit_s + 2 * GRACE_S, exit=True)
     record = session.turn(item)
-    tuning = item.part in ("tune", "choices")
-    tuned = tuning and record is not None and record["status"] != "unavailable"
-    if not usable() or tuned:  # the next one needs another process, which reads the new table
+    faulthandler.cancel_dump_traceback_later()
+    if not usable() or item.part in ("tune", "choices"):
+        # The next one needs another process, which reads the new table.
         request.session.shouldstop = f"after {item.name}"
     if record is None:
         pytest.skip("out of time")
@@ -331,11 +264,9 @@ def test_item(session: Session, item: Item, request: pytest.FixtureRequest) -> N
 
 def usable() -> bool:
     """True if the GPU still answers after the last item; cleans up after it."""
-    torch._dynamo.reset()
-    gc.collect()
     try:
+        release()
         if torch.cuda.is_available():
-            torch.cuda.empty_cache()
             torch.cuda.synchronize()
     except RuntimeError:
         traceback.print_exc()
@@ -345,22 +276,29 @@ def usable() -> bool:
 
 # --- the command ----------------------------------------------------------------------------------
 
+PYTEST = (
+    *(sys.executable, "-m", "pytest", str(ROOT / "benchmarks" / "gpu_report.py"), "-v"),
+    *("--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist"),
+)
+
 
 def supervise(session: Session) -> None:
-    """Run pytest until everything is measured or the time is up; after a crash it continues."""
-    tried: list[str] = []
-    environment = {SESSION: json.dumps(session.state)}
+    """Run pytest until everything is measured or the time is up; after a crash it continues.
+
+    Items with an environment of their own get a process that is started with it.
+    """
+    tried: list[Item] = []
     while session.left() > 0:
         pending = session.pending()
-        names = [item.name for item in pending]
-        if names == tried or not any(item.least_s <= session.left() for item in pending):
+        if pending == tried or not any(item.least_s <= session.left() for item in pending):
             break
-        tried = names
+        tried = pending
+        own = pending[0].environment
+        state = json.dumps({**session.state, "environment": own})
         try:
-            run_logged(pytest_command(), None, session.left() + GRACE_S, environment)
+            run_logged(PYTEST, None, session.left() + GRACE_S, {**own, SESSION: state})
         except TimeLimitError as error:
             say(str(error))
-        session.interrupted()
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -392,7 +330,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--from", dest="source", type=Path, metavar="REPORT.json",
-        help="measure nothing; write report.md and report.png beside this file again",
+        help="measure nothing; write report.md beside this file again",
     )  # fmt: skip
     options = parser.parse_args(arguments)
     if options.device == "cpu" and not options.quick:
@@ -407,7 +345,8 @@ def state_of(options: argparse.Namespace, started: float) -> dict[str, Any]:
     identity = {
         "device": facts["device"],
         "torch": torch.__version__,
-        "triton": version_of("triton"),
+        "triton": facts["versions"]["triton"],
+        "sources": digest(SOURCES),
     }
     if options.device == "cuda":
         card = torch.cuda.get_device_properties(0)
@@ -444,16 +383,6 @@ def built(session: Session) -> bool:
     return record is not None and record["status"] == "done"
 
 
-def chart(source: Path) -> None:
-    """Draw ``report.png`` beside a report, if it holds a figure and matplotlib is there."""
-    try:
-        drawn = draw(source.with_suffix(".png"), json.loads(source.read_text()))
-    except ImportError as error:
-        say(f"no {source.stem}.png: {error}")
-        return
-    say(f"{drawn}" if drawn else f"no {source.stem}.png: nothing was timed")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     started = time.time()
     options = parse(arguments)
@@ -461,7 +390,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_text(
             options.source.with_suffix(".md"), render(json.loads(options.source.read_text()))
         )
-        chart(options.source)
         return 0
     if options.device == "cuda" and not torch.cuda.is_available():
         count = len(build_plan(quick_scale() if options.quick else FULL))
@@ -473,7 +401,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     session = Session(state_of(options, started))
     if not options.resume:
-        session.drop(filter(session.is_asked, session.plan))
+        for item in filter(session.is_asked, session.plan):
+            session.path(item).unlink(missing_ok=True)
     # For all processes started from here: the user's own table is neither read nor written.
     os.environ[CONFIGS] = str(session.configs)
     os.environ["PYTHONPATH"] = os.pathsep.join(
@@ -486,9 +415,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if built(session):
             supervise(session)
     finally:
-        page = session.publish()
-        say(f"{page}")
-        chart(page.with_suffix(".json"))
+        say(f"{session.publish()}")
         session.archive()
     found = problems(session.report())
     for problem in found:

@@ -9,10 +9,10 @@ again. Networks whose package is missing are named and left out.
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -27,7 +27,6 @@ from fassd.bench.report.networks import others_table
 from fassd.bench.report.results import collect
 from fassd.bench.results import JobResults, Results
 from fassd.bench.run import run
-from fassd.models.device import torch_threads
 from fassd.models.sizes import parse_size
 
 COMMAND = "python -m benchmarks.others"
@@ -114,52 +113,32 @@ NETWORKS = {
 }
 """Name of a network for ``--only``, and its name in a job."""
 
-
-@dataclass(frozen=True)
-class Record:
-    """The results file, which is rewritten after each network."""
-
-    path: Path
-    where: dict[str, object]
-
-    def read(self) -> list[JobResults]:
-        """The results in the file.
-
-        Raises:
-            ValueError: it is from another machine or version of PyTorch.
-        """
-        if not self.path.exists():
-            return []
-        found = Results.read(self.path)
-        for fact in MACHINE:
-            then, now = found.environment.get(fact), self.where[fact]
-            if then != now:
-                raise ValueError(f"{self.path} has {fact} {then}, here is {now}: move it away")
-        return list(found.comparisons)
-
-    def add(self, measured: JobResults) -> None:
-        """Add the results of a job, in place of those of the same network and size."""
-        kept = {place(each.job): each for each in self.read()}
-        kept[place(measured.job)] = measured
-        order = list(NETWORKS.values())
-        rows = sorted(kept.values(), key=lambda each: (order.index(each.job.model), each.job.size))
-        results = Results(environment=self.where, comparisons=tuple(rows), peers=True)
-        write_json(self.path, results.to_json())
+KNOWN = f"of {', '.join(NETWORKS)}; measured again if it was before"
 
 
-def place(job: Job) -> tuple[str, tuple[int, int]]:
-    return job.model, tuple(job.size)
+def read(path: Path, where: Mapping[str, object]) -> dict[tuple[str, tuple[int, int]], JobResults]:
+    """The results in a file, by network and size.
+
+    Raises:
+        ValueError: it is from another machine or version of PyTorch.
+    """
+    if not path.exists():
+        return {}
+    found = Results.read(path)
+    for fact in MACHINE:
+        then, now = found.environment.get(fact), where[fact]
+        if then != now:
+            raise ValueError(f"{path} has {fact} {then}, here is {now}: move it away")
+    return {(each.job.model, each.job.size): each for each in found.comparisons}
 
 
-def left_to_do(jobs: Sequence[Job], record: Record, again: bool) -> Iterator[Job]:
-    """Jobs that are not in the file, or all of them `again`, if their packages are installed."""
-    missing = {network.model: network for network in OTHERS if network.missing}
-    for model in dict.fromkeys(job.model for job in jobs if job.model in missing):
-        print(f"{missing[model].title} is left out: {missing[model].install}", flush=True)
-    known = {place(measured.job) for measured in record.read()}
-    for job in jobs:
-        if job.model not in missing and (again or place(job) not in known):
-            yield job
+def add(path: Path, where: dict[str, object], measured: JobResults) -> None:
+    """Add the results of a job, in place of those of the same network and size."""
+    kept = read(path, where) | {(measured.job.model, measured.job.size): measured}
+    order = list(NETWORKS.values())
+    rows = sorted(kept.values(), key=lambda each: (order.index(each.job.model), each.job.size))
+    results = Results(environment=where, comparisons=tuple(rows), peers=True)
+    write_json(path, results.to_json())
 
 
 def tables(folder: Path = RESULTS) -> list[str]:
@@ -174,39 +153,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog=COMMAND, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", metavar="NAME,...", help=f"of {', '.join(NETWORKS)}")
-    parser.add_argument("--sizes", metavar="HxW,...", help="default: 512x1024,1024x2048")
-    parser.add_argument("--ways", metavar="KEY,...", help=f"default: {','.join(WAYS)}")
+    parser.add_argument("--only", nargs="+", choices=NETWORKS, metavar="NAME", help=KNOWN)
+    parser.add_argument("--sizes", nargs="+", type=parse_size, default=SIZES, metavar="HxW")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="default: all")
     parser.add_argument("--repeats", type=int, default=11, help="interleaved rounds")
-    parser.add_argument("--threads", type=int, help="default: PyTorch's choice")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--output", type=Path, help="default: the folder of this processor")
     options = parser.parse_args(arguments)
-    names = options.only.split(",") if options.only else list(NETWORKS)
-    if unknown := [name for name in names if name not in NETWORKS]:
-        parser.error(f"--only: unknown {', '.join(unknown)}; known are {', '.join(NETWORKS)}")
-    sizes = [parse_size(text) for text in options.sizes.split(",")] if options.sizes else SIZES
-    with torch_threads(options.threads):
-        where = environment()
+    where = environment()
     folder = f"{slug(where['cpu'])}-{where['cores']}-cores"
-    record = Record(options.output or RESULTS / folder / NAME, where)
-    job = Job(
-        repeats=options.repeats, threads=options.threads, memory=not options.no_memory, warmup=1
-    )
-    jobs = [replace(job, model=NETWORKS[name], size=size) for name in names for size in sizes]
-    chosen = candidates(only=options.ways.split(",") if options.ways else WAYS)
+    path = options.output or RESULTS / folder / NAME
+    known = read(path, where)
+    chosen = [way for way in candidates(only=options.ways) if not way.labels]
+    missing = {network.model: network for network in OTHERS if network.missing}
     failed = 0
-    for each in left_to_do(jobs, record, again=options.only is not None):
-        start = time.perf_counter()
-        try:
-            report = run([each], [way for way in chosen if not way.labels])
-        except Exception as error:  # the other networks continue
-            failed += 1
-            print(f"{each.model} failed: {error}", flush=True)
-            continue
-        (measured,) = report.results.comparisons
-        record.add(measured)
-        print(summary(measured), f"({time.perf_counter() - start:.0f} s)", flush=True)
+    for name, size in itertools.product(options.only or NETWORKS, options.sizes):
+        model = NETWORKS[name]
+        if model in missing:
+            print(f"{missing[model].title} is left out: {missing[model].install}", flush=True)
+        elif options.only or (model, size) not in known:
+            memory, start = not options.no_memory, time.perf_counter()
+            job = Job(model, size=size, repeats=options.repeats, warmup=1, memory=memory)
+            try:
+                report = run([job], chosen)
+            except Exception as error:  # the other networks continue
+                failed += 1
+                print(f"{model} failed: {error}", flush=True)
+                continue
+            (measured,) = report.results.comparisons
+            add(path, where, measured)
+            print(summary(measured), f"({time.perf_counter() - start:.0f} s)", flush=True)
     return int(failed > 0)
 
 

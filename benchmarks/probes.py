@@ -1,17 +1,11 @@
-"""A network's launches on a GPU: each compared with its plan, and the hardware's counters.
-
-``python -m benchmarks.probes '{"network": "fassd_net", "batch": 1, "height": 1024, "width": 2048,
-"dtype": "float16"}'`` is one forward pass through the CUDA kernels, for NVIDIA's tools to watch.
-"""
+"""A network's launches on a GPU: each compared with its plan, and the hardware's counters."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
-import json
 import re
 import statistics
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -20,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.rows import NONE, Record, data_of_part, escape, number, share, table_of
+from benchmarks import NONE, Columns, Record, escape, number, scaled, table
 from benchmarks.tools import (
     ProgramError,
     TimeLimitError,
@@ -28,11 +22,11 @@ from benchmarks.tools import (
     find_tool,
     forward_command,
     read_log,
-    tail,
 )
-from fassd.bench.candidates import NATIVE, UnavailableError, require_operators
+from fassd.bench.candidates import UnavailableError, require_operators
+from fassd.bench.costs import SUMS
+from fassd.bench.costs.cuda import TIMES
 from fassd.bench.plain import Labelled
-from fassd.bench.stopwatch import warm_up
 from fassd.bench.subjects import NETWORK_NEEDS, Case, fused_network, subject_of
 from fassd_kernels.tuning.calls import launches_of
 
@@ -157,66 +151,32 @@ def launches_text(data: Record) -> str:
     )
 
 
-def profile_section(report: Record, part: str) -> str:
+def profile_section(runs: Sequence[Record]) -> str:
     parts = []
-    for data in data_of_part(report, part):
+    for data in runs:
         parts.append(f"{escape(launches_text(data))}.\n")
         if "mismatch" in data:
             parts.append(f"{escape(data['mismatch'])}.\n")
         longest = sorted(data["rows"], key=lambda row: -row["measured_s"])[:MOST_LAUNCHES]
-        parts.append(table_of(LAUNCH_COLUMNS, longest))
+        parts.append(table(LAUNCH_COLUMNS, longest))
     return "\n".join(parts)
 
 
-def scaled(name: str, unit: float, digits: int) -> Callable[[Record], str]:
-    def cell(row: Record) -> str:
-        value = row.get(name)
-        return NONE if value is None else f"{unit * value:.{digits}f}"
-
-    return cell
-
-
-LAUNCH_COLUMNS: tuple[tuple[str, Callable[[Record], str]], ...] = (
-    ("launch", lambda row: escape(row["label"])),
-    ("channels", lambda row: escape(row.get("channels", NONE))),
-    ("size", lambda row: "{height}x{width}".format(**row) if "height" in row else NONE),
-    ("tile", lambda row: row.get("tile") or NONE),
-    ("bound by", lambda row: row.get("bound", NONE)),
-    ("x", lambda row: str(row["count"])),
-    ("blocks", lambda row: str(row.get("blocks") or NONE)),
-    ("waves", lambda row: f"{row['waves']:.2f}" if row.get("blocks") else NONE),
-    ("MB", scaled("bytes", 1e-6, 1)),
-    ("GFLOP", scaled("operations", 1e-9, 2)),
-    ("M instructions", scaled("instructions", 1e-6, 2)),
-    ("copy", scaled("copy_instructions", 1e-6, 2)),
-    ("product", scaled("product_instructions", 1e-6, 2)),
-    ("epilogue", scaled("epilogue_instructions", 1e-6, 2)),
-    ("memory us", scaled("memory_floor_s", 1e6, 2)),
-    ("arithmetic us", scaled("arithmetic_floor_s", 1e6, 2)),
-    ("issue us", scaled("issue_s", 1e6, 2)),
-    ("predicted us", scaled("predicted_s", 1e6, 2)),
-    ("measured us", scaled("measured_s", 1e6, 2)),
-)
+LAUNCH_COLUMNS: Columns = {
+    "launch": lambda row: escape(row["label"]),
+    "channels": lambda row: escape(row.get("channels", NONE)),
+    "size": lambda row: "{height}x{width}".format(**row) if "height" in row else NONE,
+    "tile": lambda row: row.get("tile") or NONE,
+    "bound by": lambda row: row.get("bound", NONE),
+    "x": lambda row: str(row["count"]),
+    "blocks": lambda row: str(row.get("blocks") or NONE),
+    "waves": lambda row: f"{row['waves']:.2f}" if row.get("blocks") else NONE,
+    **{
+        title.replace("\n", " "): scaled(f"{name}_s" if name in TIMES else name, unit, digits)
+        for title, name, unit, digits in SUMS
+    },
+}
 """Columns for equal launches: rows of `Prediction.to_json`, or of `rows_by_kernel`."""
-
-
-# --- a forward for NVIDIA's tools -----------------------------------------------------------------
-
-
-def forward(network: str, **place: Any) -> None:
-    """One forward pass through our CUDA kernels; the profiler is started after the warm-up."""
-    device = torch.device("cuda")
-    case = Case("networks", network, **place)
-    subject = subject_of(case, device, "")
-    call = subject.candidate(NATIVE).call
-    (x,) = subject.inputs(0)
-    x = x.to(memory_format=torch.channels_last)
-    with torch.no_grad():
-        warm_up(call, [(x,)])
-        torch.cuda.profiler.start()
-        call(x)
-        torch.cuda.synchronize(device)
-        torch.cuda.profiler.stop()
 
 
 # --- ncu ------------------------------------------------------------------------------------------
@@ -272,8 +232,7 @@ def count_launches(visit: Visit, **arguments: Any) -> dict[str, Any]:
         UnavailableError: ncu is not installed, or may not read the counters.
         ProgramError: it saw no launch.
     """
-    found, log = visit.logs / "counters.csv", visit.log("counters")
-    found.unlink(missing_ok=True)
+    found = visit.fresh("counters.csv")
     command = [find_tool("ncu"), "--clock-control", "none", "--profile-from-start", "off"]
     for section in SECTIONS:
         command += ["--section", section]
@@ -283,12 +242,13 @@ def count_launches(visit: Visit, **arguments: Any) -> dict[str, Any]:
         code = visit.run([*command, *forward_command(arguments)], "counters")
         outcome = f"ended with code {code}"
     text = read_log(found)
-    refused = re.search(r"^==ERROR== (.*)", text + "\n" + read_log(log), re.MULTILINE)
+    said = read_log(visit.logs / "counters.log")
+    refused = re.search(r"^==ERROR== (.*)", f"{text}\n{said}", re.MULTILINE)
     launches = parse_counters(text)
     if refused and not launches:
         raise UnavailableError(f"ncu: {refused[1]}")
     if not launches:
-        raise ProgramError(f"ncu {outcome} and saw no launch:\n{tail(log)}")
+        raise ProgramError(f"ncu {outcome} and saw no launch:\n{visit.tail('counters')}")
     return {
         "network": arguments["network"],
         "launches": len(launches),
@@ -344,36 +304,36 @@ def number_of(text: str | None) -> float | None:
         return None
 
 
-COUNTED: tuple[tuple[str, Callable[[Record], str]], ...] = (
-    ("launch", lambda one: str(one["index"])),
-    ("kernel", lambda one: escape(one["kernel"])),
-    ("us", lambda one: number(one["us"])),
-    ("SM", lambda one: share(one["sm"], 100)),
-    ("DRAM", lambda one: share(one["dram"], 100)),
-    ("L2", lambda one: share(one["l2"], 100)),
-    ("occupancy", lambda one: share(one["occupancy"], 100)),
-    ("issue slots", lambda one: share(one["issue_slots_busy"], 100)),
-    ("instructions", scaled("instructions", 1, 0)),
-    ("top stall", lambda one: one["stall"] or NONE),
-    ("of stalls", lambda one: share(one["stall_share"], 1)),
-    ("no instruction", lambda one: share(one["no_instruction_share"], 1)),
-    ("registers", scaled("registers", 1, 0)),
-    ("blocks", scaled("blocks", 1, 0)),
-)
+def of_hundred(name: str) -> Callable[[Record], str]:
+    return lambda one: NONE if one[name] is None else f"{one[name]:.0f}%"
+
+
+COUNTED: Columns = {
+    "launch": lambda one: str(one["index"]),
+    "kernel": lambda one: escape(one["kernel"]),
+    "us": lambda one: number(one["us"]),
+    "SM": of_hundred("sm"),
+    "DRAM": of_hundred("dram"),
+    "L2": of_hundred("l2"),
+    "occupancy": of_hundred("occupancy"),
+    "issue slots": of_hundred("issue_slots_busy"),
+    "instructions": scaled("instructions"),
+    "top stall": lambda one: one["stall"] or NONE,
+    "of stalls, %": scaled("stall_share", 100),
+    "no instruction, %": scaled("no_instruction_share", 100),
+    "registers": scaled("registers"),
+    "blocks": scaled("blocks"),
+}
 """Columns for a launch that ncu saw."""
 
 
-def counters_section(report: Record, part: str) -> str:
+def counters_section(runs: Sequence[Record]) -> str:
     texts = []
-    for data in data_of_part(report, part):
+    for data in runs:
         slowest = sorted(data["rows"], key=lambda one: -one["us"])[:MOST_LAUNCHES]
         texts += [
             f"The slowest of {data['launches']} launches of {data['network']}, which take "
             f"{number(data['us'])} us in all, each alone.\n",
-            table_of(COUNTED, slowest),
+            table(COUNTED, slowest),
         ]
     return "\n".join(texts)
-
-
-if __name__ == "__main__":
-    forward(**json.loads(sys.argv[1]))

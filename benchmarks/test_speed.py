@@ -21,8 +21,9 @@ from torch import Tensor, nn
 import fassd_kernels
 from benchmarks.conftest import NETWORKS, PYTORCH
 from fassd.bench import machine, stopwatch
-from fassd.bench.candidates import COMPILE, NATIVE, PYTHON, TITLES, UnavailableError, channels_last
-from fassd.bench.cases import Bench, Trial, check, free_memory, trial_of
+from fassd.bench.candidates import COMPILE, NATIVE, TITLES, UnavailableError, channels_last
+from fassd.bench.cases import Bench, Trial, check, trial_of
+from fassd.bench.memory import release
 from fassd.bench.plain import Labelled
 from fassd.bench.stopwatch import Run
 from fassd.bench.subjects import MODULES, BuiltCandidate, Case, subject_of
@@ -94,7 +95,7 @@ def measure(benchmark: Any, case: Case, threads: int, name: str, device: torch.d
             time_run(benchmark, run, device)
     finally:
         if name == COMPILE or device.type == "cuda":
-            free_memory()
+            release()
 
 
 def checked(candidate: BuiltCandidate, trial: Trial, info: dict[str, Any]) -> Run:
@@ -109,7 +110,7 @@ def checked(candidate: BuiltCandidate, trial: Trial, info: dict[str, Any]) -> Ru
     """
     subject, name = trial.subject, candidate.form.key
     record: dict[str, Any] = {}
-    run, _ = check(candidate, trial, limit_of(name, trial), record)
+    run = check(candidate, trial, limit_of(name, trial), record)
     outputs = run.outputs()
     labels = None
     if not outputs[0].is_floating_point():
@@ -132,7 +133,7 @@ def limit_of(name: str, trial: Trial) -> float:
     """The largest relative error of a match: tighter than the GPU report's in float32."""
     subject, truth = trial.subject, trial.expected[0]
     # PyTorch interpolates at positions computed in float32: 7e-6 at 1024 columns, ours 6e-8.
-    interpolates = subject.case.subject.startswith("upsample") and name in (*PYTORCH, PYTHON)
+    interpolates = subject.case.subject.startswith("upsample") and name in PYTORCH
     tight = subject.arithmetic == "float32" and truth.is_floating_point() and not subject.labels
     if tight and not interpolates:
         return TIGHT_FLOAT32[subject.case.part]

@@ -1,6 +1,9 @@
 """Programs that the GPU report starts: the build, the conformance suite, NVIDIA's tools, the tuner.
 
 Each gets a time limit and a log file, and is killed past its limit.
+
+``python -m benchmarks.tools '{"network": "fassd_net", "batch": 1, "height": 1024, "width": 2048,
+"dtype": "float16"}'`` is one forward pass through the CUDA kernels, for NVIDIA's tools to watch.
 """
 
 from __future__ import annotations
@@ -17,20 +20,20 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
 
-from benchmarks import ROOT, output_of
-from benchmarks.rows import Record, data_of_part, escape, table, table_of
-from fassd.bench.candidates import UnavailableError
+from benchmarks import ROOT, Record, escape, table
+from fassd.bench.candidates import NATIVE, UnavailableError
 from fassd.bench.cases import Bench
+from fassd.bench.stopwatch import warm_up
+from fassd.bench.subjects import Case, subject_of
 
 GRACE_S = 5.0
 TOOLKIT = Path("/usr/local/cuda/bin")
-NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class TimeLimitError(Exception):
@@ -42,10 +45,7 @@ class ProgramError(RuntimeError):
 
 
 def run_logged(
-    command: Sequence[str],
-    log: Path | None,
-    limit_s: float,
-    environment: Mapping[str, str] = NOTHING,
+    command: Sequence[str], log: Path | None, limit_s: float, environment: Mapping[str, str]
 ) -> int:
     """Run `command` in the repository, output to `log`, if any; return its exit code.
 
@@ -94,37 +94,35 @@ class Visit:
     def device(self) -> torch.device:
         return self.bench.device
 
-    def log(self, name: str) -> Path:
-        return self.logs / f"{name}.log"
-
-    def run(
-        self, command: Sequence[str], log: str, environment: Mapping[str, str] = NOTHING
-    ) -> int:
+    def run(self, command: Sequence[str], name: str, **environment: str) -> int:
         """`run_logged` within the limit, with a log of this name."""
-        return run_logged(command, self.log(log), self.limit_s, environment)
+        return run_logged(command, self.logs / f"{name}.log", self.limit_s, environment)
 
-    def run_well(
-        self, what: str, command: Sequence[str], log: str, environment: Mapping[str, str] = NOTHING
-    ) -> None:
+    def run_well(self, command: Sequence[str], name: str, **environment: str) -> None:
         """The same for a program that has to succeed.
 
         Raises:
-            ProgramError: it did not; the message says `what` it was.
+            ProgramError: it did not.
             TimeLimitError: it took too long.
         """
-        code = self.run(command, log, environment)
+        code = self.run(command, name, **environment)
         if code != 0:
-            raise ProgramError(f"{what} ended with code {code}:\n{tail(self.log(log))}")
+            raise ProgramError(f"{name} ended with code {code}:\n{self.tail(name)}")
+
+    def fresh(self, file: str) -> Path:
+        """A file among the logs that a program is about to write."""
+        path = self.logs / file
+        path.unlink(missing_ok=True)
+        return path
+
+    def tail(self, name: str) -> str:
+        """The last lines of a log."""
+        return "\n".join(read_log(self.logs / f"{name}.log").splitlines()[-12:])
 
 
 def read_log(path: Path) -> str:
     """The text of a log; empty if there is no file."""
     return path.read_text(errors="replace") if path.exists() else ""
-
-
-def tail(log: Path, lines: int = 12) -> str:
-    """The last lines of a log."""
-    return "\n".join(read_log(log).splitlines()[-lines:])
 
 
 def find_tool(name: str) -> str:
@@ -150,13 +148,13 @@ def build(visit: Visit) -> dict[str, Any]:
     """
     # Hopper's own instructions require the architecture with an `a`; the sources do not use them.
     architecture = "{}.{}".format(*torch.cuda.get_device_capability(visit.device))
-    environment = {
-        "FASSD_KERNELS_CUDA": "1",
-        "TORCH_CUDA_ARCH_LIST": architecture,
-        "MAX_JOBS": str(os.cpu_count() or 1),
-    }
-    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    visit.run_well("the build", command, "build", environment)
+    visit.run_well(
+        [sys.executable, "setup.py", "build_ext", "--inplace"],
+        "build",
+        FASSD_KERNELS_CUDA="1",
+        TORCH_CUDA_ARCH_LIST=architecture,
+        MAX_JOBS=str(os.cpu_count() or 1),
+    )
     return {"architecture": architecture}
 
 
@@ -172,23 +170,10 @@ MOST_FAILURES = 40
 MESSAGE_LENGTH = 400
 
 
-def conformance(
-    visit: Visit,
-    suite: str,
-    options: Sequence[str],
-    name: str = "conformance",
-    under: Sequence[str] = (),
-    environment: Mapping[str, str] = NOTHING,
-) -> dict[str, Any]:
+def conformance(visit: Visit, suite: str, options: Sequence[str]) -> dict[str, Any]:
     """Run the tests in `suite` with `options` and count them by outcome.
 
     pytest-timeout ends the run slightly before the visit's limit, between two tests.
-
-    Args:
-        suite, options: paths and options for pytest.
-        name: name of the log.
-        under: command that watches the following one; the suite then runs in one process.
-        environment: variables to add.
 
     Returns:
         ``counts`` by outcome, ``finished``, ``failures`` with messages; and ``crash``, with the end
@@ -200,36 +185,29 @@ def conformance(
     """
     if importlib.util.find_spec("pytest_reportlog") is None:
         raise UnavailableError("pytest-reportlog is not installed (`make gpu-carry` brings it)")
-    log, results = visit.log(name), visit.logs / f"{name}.jsonl"
-    results.unlink(missing_ok=True)
+    name, results = "conformance", visit.fresh("conformance.jsonl")
     # Several processes on the one GPU, if pytest-xdist is installed and there are cores.
     cores = os.cpu_count() or 1
-    parallel = not under and importlib.util.find_spec("xdist") is not None
+    parallel = importlib.util.find_spec("xdist") is not None
     processes = max(min(cores // 2, MOST_PROCESSES), 1) if parallel else 1
-    command = [*under, sys.executable, "-m", "pytest", suite, *options, "-q", "--tb=short"]
+    command = [sys.executable, "-m", "pytest", suite, *options, "-q", "--tb=short"]
     command += ["-p", "no:cacheprovider", f"--report-log={results}"]
     if importlib.util.find_spec("pytest_timeout") is not None:
         command.append(f"--session-timeout={max(visit.limit_s - 2 * GRACE_S, 1):.0f}")
     if processes > 1:
         command += ["-n", str(processes)]
-    threads = {"OMP_NUM_THREADS": str(max(cores // processes, 1))}
     code = 0
     with contextlib.suppress(TimeLimitError):  # whether cut short or not, the written results count
-        code = visit.run(command, name, {**environment, **threads})
+        code = visit.run(command, name, OMP_NUM_THREADS=str(max(cores // processes, 1)))
     # The last line of a killed process may be incomplete.
     lines = (line for line in read_log(results).splitlines(keepends=True) if line.endswith("\n"))
     summary = summarise(map(json.loads, lines))
     if not summary["counts"]:
-        raise ProgramError(f"no test was run:\n{tail(log)}")
+        raise ProgramError(f"no test was run:\n{visit.tail(name)}")
     if code not in ENDED_BY_ITSELF:
-        summary["crash"] = f"pytest ended with code {code}:\n{tail(log)}"
-    summary["finished"] &= "session-timeout" not in read_log(log)
-    return {
-        "suite": suite,
-        "options": list(options),
-        "environment": dict(environment),
-        **summary,
-    }
+        summary["crash"] = f"pytest ended with code {code}:\n{visit.tail(name)}"
+    summary["finished"] &= "session-timeout" not in read_log(visit.logs / f"{name}.log")
+    return {"suite": suite, "options": list(options), **summary}
 
 
 def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -265,114 +243,89 @@ def message_of(longrepr: Any) -> str:
     return str(crash["message"] if crash else longrepr)[:MESSAGE_LENGTH]
 
 
-def failing(data: Record) -> int:
-    return data["counts"].get("failed", 0) + data["counts"].get("error", 0)
-
-
 def failing_tests(data: Record) -> list[str]:
-    return [f"{failing(data)} tests failed"] if failing(data) else []
+    failing = data["counts"].get("failed", 0) + data["counts"].get("error", 0)
+    return [f"{failing} tests failed"] if failing else []
 
 
-def conformance_section(report: Record, part: str) -> str:
+def conformance_section(runs: Sequence[Record]) -> str:
     texts = []
-    for data in data_of_part(report, part):
+    for data in runs:
         counts = ", ".join(f"{count} {what}" for what, count in sorted(data["counts"].items()))
         cut = "" if data["finished"] else " **Stopped before the end.**"
-        switches = [f"{name}={value}" for name, value in data.get("environment", {}).items()]
-        command = " ".join([*switches, "pytest", data["suite"], *data["options"]])
+        command = " ".join(["pytest", data["suite"], *data["options"]])
         texts.append(f"`{command}`: {counts}.{cut}\n")
         if data["failures"]:
-            rows = [[escape(f["test"]), escape(f["message"])] for f in data["failures"]]
-            texts.append(table(["failed", "message"], rows))
+            columns = {name: lambda f, n=name: escape(f[n]) for name in ("test", "message")}
+            texts.append(table(columns, data["failures"]))
     return "\n".join(texts)
+
+
+# --- a forward for NVIDIA's tools -----------------------------------------------------------------
+
+
+def forward(network: str, **place: Any) -> None:
+    """One forward pass through our CUDA kernels; the profiler is started after the warm-up."""
+    device = torch.device("cuda")
+    subject = subject_of(Case("networks", network, **place), device, "")
+    call = subject.candidate(NATIVE).call
+    (x,) = subject.inputs(0)
+    x = x.to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        warm_up(call, [(x,)])
+        torch.cuda.profiler.start()
+        call(x)
+        torch.cuda.synchronize(device)
+        torch.cuda.profiler.stop()
+
+
+def forward_command(arguments: Mapping[str, Any]) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.tools", json.dumps(dict(arguments))]
 
 
 # --- compute-sanitizer ----------------------------------------------------------------------------
 
-SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
-
-OURS = "5fassd4cuda"
-"""Part of the mangled names of our kernels; those of PyTorch are not watched, to save time."""
-
-# In PyTorch's cache, memory is part of a large allocation, inside which nothing is detected.
-UNCACHED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-ENVIRONMENTS: dict[str, Mapping[str, str]] = {
-    "memcheck": UNCACHED,
-    # The suite fills all memory with NaN first, which would count as written.
-    "initcheck": {**UNCACHED, "CONFORMANCE_UNPOISONED": "1"},
-}
-
 MOST_QUOTED = 5
 """Maximum number of findings recorded with their text; all are counted."""
 
-# "========= ERROR SUMMARY: 2 errors", "========= RACECHECK SUMMARY: 1 hazard displayed (...)"
-SUMMARY = re.compile(r"^========= \w+ SUMMARY: (\d+) (?:error|hazard)", re.MULTILINE)
+SUMMARY = re.compile(r"^========= ERROR SUMMARY: (\d+) error", re.MULTILINE)
+NOISE = re.compile(
+    r"^=========\s+(Host Frame|Saved host backtrace|COMPUTE-SANITIZER).*\n", re.MULTILINE
+)
 # Messages without a location are about the tool itself.
-LOCATION = re.compile(r"^=========\s+(?:at|and|Warning: Race|Error: Race)\b.*", re.MULTILINE)
-TROUBLE = re.compile(r"^=========.*(?:Internal Sanitizer Error|Error: (?!Race)).*", re.MULTILINE)
+LOCATION = re.compile(r"^=========\s+at\b", re.MULTILINE)
+TROUBLE = re.compile(r"^========= (.*(?:Internal Sanitizer Error|Error: ).*)", re.MULTILINE)
 
 
-def sanitize(
-    visit: Visit,
-    tool: str,
-    suite: str = "",
-    options: Sequence[str] = (),
-    forward: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Run tests, or one forward of a network, under a tool of compute-sanitizer.
+def memcheck(visit: Visit, **arguments: Any) -> dict[str, Any]:
+    """Run a forward pass of a network under compute-sanitizer's memcheck.
 
     Args:
-        visit: run whose log ``sanitizer.TOOL.txt`` gets the tool's output.
-        tool: one of `SANITIZERS`.
-        suite, options: paths and options for pytest.
-        forward: arguments of `benchmarks.probes.forward`, in place of a suite.
+        visit: run whose log ``memcheck.txt`` gets the tool's output.
+        arguments: arguments of `forward`.
 
     Returns:
-        The result of `conformance`, and ``tool``, ``findings`` (their number) and ``quoted``, the
-        text of the first ones.
+        ``findings``, their number, and ``quoted``, the text of the first ones.
 
     Raises:
         UnavailableError: compute-sanitizer is not installed, or it cannot watch a program here.
-        ProgramError: there is no test, or the forward failed.
+        ProgramError: the forward failed.
     """
-    command = find_tool("compute-sanitizer")
-    name = f"sanitizer.{tool}"
-    found = visit.logs / f"{name}.txt"
-    found.unlink(missing_ok=True)
-    under = [command, "--tool", tool, "--log-file", str(found)]
+    tool, found = find_tool("compute-sanitizer"), visit.fresh("memcheck.txt")
     # PyTorch makes calls that may fail; our own calls throw.
-    under += ["--target-processes", "application-only", "--report-api-errors", "no"]
-    under += filters(command, tool)
-    environment = ENVIRONMENTS.get(tool, NOTHING)
+    options = ["--target-processes", "application-only", "--report-api-errors", "no"]
+    command = [tool, "--tool", "memcheck", *options, "--log-file", str(found)]
     try:
-        if forward is None:
-            data = conformance(visit, suite, options, name, under, environment)
-        else:
-            visit.run_well("the forward", [*under, *forward_command(forward)], name, environment)
-            data = {"counts": {"passed": 1}, "subject": forward["network"]}
-    except ProgramError as error:
-        trouble = TROUBLE.search(read_log(found)) or TROUBLE.search(str(error))
+        # In PyTorch's cache, memory is part of a large allocation, inside which nothing is found.
+        visit.run_well(
+            [*command, *forward_command(arguments)], "memcheck", PYTORCH_NO_CUDA_MEMORY_CACHING="1"
+        )
+    except ProgramError:
+        trouble = TROUBLE.search(read_log(found))
         if trouble is None:
             raise
-        raise UnavailableError(f"compute-sanitizer: {trouble[0].lstrip('= ')}") from None
-    return {**data, "tool": tool, **findings(read_log(found))}
-
-
-def forward_command(arguments: Mapping[str, Any]) -> list[str]:
-    """A forward pass of a network through our CUDA kernels, for a tool that watches it."""
-    return [sys.executable, "-m", "benchmarks.probes", json.dumps(dict(arguments))]
-
-
-def filters(command: str, tool: str) -> list[str]:
-    """Options to watch only our kernels; `initcheck` has to see what the others write.
-
-    The option's name has changed; without a known name nothing is left out.
-    """
-    known = "" if tool == "initcheck" else output_of([command, "--help"])
-    for option in ("--kernel-regex", "--kernel-name"):
-        if re.search(rf"{option}\b(?!-)", known):
-            return [option, f"kns={OURS}"]
-    return []
+        raise UnavailableError(f"compute-sanitizer: {trouble[1]}") from None
+    return {"network": arguments["network"], **findings(read_log(found))}
 
 
 def findings(log: str) -> dict[str, Any]:
@@ -380,10 +333,8 @@ def findings(log: str) -> dict[str, Any]:
 
     If the tool was stopped before it counted, the printed findings are counted.
     """
-    noise = re.compile(r"=========\s+(Host Frame|Saved host backtrace|COMPUTE-SANITIZER)")
-    kept = "\n".join(line for line in log.splitlines() if not noise.match(line))
     # Between lines that only contain the mark.
-    blocks = re.split(r"^=========[ \t]*$", kept, flags=re.MULTILINE)
+    blocks = re.split(r"^=========[ \t]*$", NOISE.sub("", log), flags=re.MULTILINE)
     printed = [block for block in blocks if LOCATION.search(block)]
     quoted = [re.sub(r"^=========\s?", "", block, flags=re.MULTILINE) for block in printed]
     return {
@@ -392,21 +343,13 @@ def findings(log: str) -> dict[str, Any]:
     }
 
 
-def sanitizer_faults(data: Record) -> list[str]:
-    found = [f"{data['findings']} findings"] if data["findings"] else []
-    return [*failing_tests(data), *found]
+def memcheck_faults(data: Record) -> list[str]:
+    return [f"{data['findings']} findings"] if data["findings"] else []
 
 
-def sanitizer_section(report: Record, part: str) -> str:
-    runs = data_of_part(report, part)
-    columns = (
-        ("tool", lambda data: data["tool"]),
-        ("tests", lambda data: str(sum(data["counts"].values()))),
-        ("failed", lambda data: str(failing(data))),
-        ("findings", lambda data: str(data["findings"])),
-    )
-    quotes = [f"{data['tool']}:\n\n```\n{text}\n```\n" for data in runs for text in data["quoted"]]
-    return "\n".join([table_of(columns, runs), *quotes])
+def memcheck_section(runs: Sequence[Record]) -> str:
+    texts = [f"{data['network']}: {data['findings']} findings.\n" for data in runs]
+    return "\n".join([*texts, *(f"```\n{text}\n```\n" for data in runs for text in data["quoted"])])
 
 
 # --- the tuner ------------------------------------------------------------------------------------
@@ -422,7 +365,6 @@ def tune(visit: Visit, model: str, backends: bool = False, **place: Any) -> dict
     """Tune for a network at one size, batch and dtype, into the visit's folder of tables.
 
     Args:
-        visit: run with the log ``tune.log``, or for backends ``choices.log``.
         model: name of the network.
         backends: True finds the fastest backend of each call, instead of the Triton kernels' tile
             sizes; these tables are in a separate subfolder.
@@ -435,28 +377,29 @@ def tune(visit: Visit, model: str, backends: bool = False, **place: Any) -> dict
         ProgramError: it failed, or wrote no table.
         TimeLimitError: it took too long.
     """
-    log, folder, rows = "tune", visit.configs, "configurations"
+    folder, rows = visit.configs, "configurations"
     options = ["--model", model, "--size", "{height}x{width}".format(**place)]
     options += ["--dtype", place["dtype"], "--batch", str(place["batch"])]
     options += ["--budget", f"{max(visit.limit_s - TUNING_MARGIN_S, 1):.0f}"]
     if backends:
-        log, folder, rows = "choices", folder / "backends", "median_us"
+        folder, rows = folder / "backends", "median_us"
         options.append("--backends")
     command = [sys.executable, "-m", "fassd_kernels.tune", *options]
-    visit.run_well("tuning", command, log, {CONFIGS: str(visit.configs)})
+    visit.run_well(command, "tuning", **{CONFIGS: str(visit.configs)})
     tables = {
         str(path.relative_to(visit.configs)): len(json.loads(path.read_text())[rows])
         for path in sorted(folder.glob("*.json"))
     }
     if not tables:
-        raise ProgramError(f"tuning wrote no table into {folder}:\n{tail(visit.log(log))}")
+        raise ProgramError(f"tuning wrote no table into {folder}:\n{visit.tail('tuning')}")
     return {"command": f"fassd_kernels.tune {' '.join(options)}", "tables": tables}
 
 
-def tuning_section(report: Record, part: str) -> str:
-    rows = [
-        [f"`{data['command']}`", name, str(count)]
-        for data in data_of_part(report, part)
-        for name, count in data["tables"].items()
-    ]
-    return table(["command", "table in `configs/`", "rows"], rows)
+def tuning_section(runs: Sequence[Record]) -> str:
+    rows = [(f"`{d['command']}`", name, str(n)) for d in runs for name, n in d["tables"].items()]
+    headings = ("command", "table in `configs/`", "rows")
+    return table({name: itemgetter(index) for index, name in enumerate(headings)}, rows)
+
+
+if __name__ == "__main__":
+    forward(**json.loads(sys.argv[1]))

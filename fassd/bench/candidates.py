@@ -22,13 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from fassd.bench import onnx_runtimes
-from fassd.bench.folding import CudnnConvReLU, fold_batch_norms, with_cudnn_relus
+from fassd.bench.folding import fold_batch_norms
 from fassd.bench.stopwatch import Call, Inputs, Outputs
 from fassd.models.device import DTYPES
 
 EAGER = "eager"
 FOLDED = "channels_last"
-CUDNN_RELU = "cudnn-relu"
 COMPILE = "compile"
 MAX_AUTOTUNE = "max-autotune"
 NATIVE = "native"
@@ -37,8 +36,6 @@ CARVEOUT = "native-carve-out"
 THREADS = "native-threads"
 CHOSEN = "auto"
 TRITON = "triton"
-TRITON_GRAPH = "triton-graph"
-PYTHON = "reference"
 
 REFERENCE = EAGER
 """Key of plain PyTorch in float32 and NCHW, the reference of every other peer."""
@@ -125,7 +122,6 @@ class Candidate:
         dtype: precision of a peer; for `FORMS` the case determines it.
         channels_last: True if its inputs are in that layout.
         cudnn_benchmark: True lets cuDNN search for its fastest algorithm.
-        own_graph: True if a call replays a CUDA graph of its own, which no other graph can capture.
         exported: True if it is built from `BuildContext.onnx`.
         devices: types of the devices that it runs on.
         by_name_on: types of those devices on which it is measured only if `only` names it.
@@ -138,7 +134,6 @@ class Candidate:
     dtype: str = "float32"
     channels_last: bool = False
     cudnn_benchmark: bool = False
-    own_graph: bool = False
     exported: bool = False
     devices: tuple[str, ...] = ("cpu", "cuda")
     by_name_on: tuple[str, ...] = ()
@@ -228,20 +223,6 @@ def inductor(context: BuildContext, dtype: torch.dtype) -> Call:
     return call
 
 
-def cudnn_relus(context: BuildContext, dtype: torch.dtype) -> nn.Module:
-    """Folded, in channels_last, with `aten::cudnn_convolution_relu` wherever it applies.
-
-    Raises:
-        UnavailableError: the device is not CUDA's, or there is no such convolution.
-    """
-    if context.device.type != "cuda":
-        raise UnavailableError("aten::cudnn_convolution_relu needs a CUDA device")
-    module = with_cudnn_relus(fold_batch_norms(context.module))
-    if not any(isinstance(part, CudnnConvReLU) for part in module.modules()):
-        raise UnavailableError("no convolution goes straight into a ReLU")
-    return channels_last(replace(context, module=module), dtype)
-
-
 def exported(
     context: BuildContext, dtype: torch.dtype, start: Callable[[bytes, Any, Any], Call]
 ) -> Call:
@@ -311,21 +292,6 @@ def chosen(context: BuildContext, dtype: torch.dtype) -> Call:
     return fused(context, dtype, CHOSEN, context.device.type)
 
 
-def triton_graph(context: BuildContext, dtype: torch.dtype) -> Call:
-    """Triton's kernels in a `fassd_kernels.GraphRunner`, which copies the input in, the output out.
-
-    Raises:
-        UnavailableError: as in `fused`, or the device is not CUDA's.
-    """
-    import fassd_kernels
-
-    module = fused(context, dtype, "triton")
-    if context.device.type != "cuda":
-        raise UnavailableError("graphs are CUDA's")
-    assert isinstance(module, nn.Module)
-    return fassd_kernels.GraphRunner(module)
-
-
 def require_operators(backend_name: str, needs: frozenset[str], device: torch.device) -> None:
     """Check that one of our backends runs some operators on a device.
 
@@ -361,7 +327,6 @@ FORMS = {
     for form in (
         Candidate(EAGER, "eager", eager),
         _best(FOLDED, "channels_last, BN folded, cudnn.benchmark", folded),
-        _best(CUDNN_RELU, "the same, aten::cudnn_convolution_relu", cudnn_relus),
         _best(COMPILE, "torch.compile", partial(compiled, form=folded)),
         # Without Inductor's CUDA graphs: the timing captures a graph itself, without the copy of
         # the input that Inductor's graph makes, and rotates the input sets inside it.
@@ -376,11 +341,9 @@ FORMS = {
         _last(THREADS, "ours, CUDA, copies by threads", partial(switched, group="threads")),
         _last(CHOSEN, "ours, the fastest backend of each call", chosen),
         _last(TRITON, "ours, Triton", partial(fused, backend="triton")),
-        _last(TRITON_GRAPH, "ours, Triton, GraphRunner", triton_graph, own_graph=True),
-        _last(PYTHON, "ours, reference", partial(fused, backend="reference")),
     )
 }
-OUR_FORMS = (NATIVE, DEPENDENT, CARVEOUT, THREADS, CHOSEN, TRITON, TRITON_GRAPH)
+OUR_FORMS = (NATIVE, DEPENDENT, CARVEOUT, THREADS, CHOSEN, TRITON)
 TITLES = {key: form.title for key, form in FORMS.items()}
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +15,6 @@ from fassd.bench.candidates import (
     CARVEOUT,
     CHOSEN,
     COMPILE,
-    CUDNN_RELU,
     DEPENDENT,
     EAGER,
     FOLDED,
@@ -26,29 +23,25 @@ from fassd.bench.candidates import (
     THREADS,
     TITLES,
     TRITON,
-    TRITON_GRAPH,
     Candidate,
     UnavailableError,
 )
 from fassd.bench.stopwatch import (
-    PLAIN_SETS,
     Inputs,
     Run,
     graph_run,
     interleaved,
-    plain_run,
     warm_up,
 )
 from fassd.bench.subjects import BuiltCandidate, Case, Subject, subject_of
 from fassd.evaluation.agreement import compare
 from fassd.models.clock import Sampling, rotation
 from fassd_kernels.triton.availability import first_line
-from fassd_kernels.tuning.calls import launches_of
 
 GROUPS = {
     "native": (EAGER, NATIVE),
-    "library": (EAGER, FOLDED, CUDNN_RELU),
-    "ours": (EAGER, TRITON, TRITON_GRAPH, NATIVE),
+    "library": (EAGER, FOLDED),
+    "ours": (EAGER, TRITON, NATIVE),
     "dependent": (EAGER, DEPENDENT),
     "carve-out": (EAGER, CARVEOUT),
     "threads": (EAGER, THREADS),
@@ -75,11 +68,8 @@ class Bench:
         return torch.cuda.get_device_properties(self.device).L2_cache_size
 
 
-Records = dict[str, dict[str, Any]]
-
-
 def measure_case(case: Case, group: str, bench: Bench) -> dict[str, Any]:
-    """Check and time the candidates of `group` (a key of `GROUPS`) on `case`.
+    """Check and time the candidates of `group` (a key of `GROUPS`) on `case`, in turns.
 
     Returns:
         A record: the case, bytes and operations of the floor, and one record per candidate, whose
@@ -87,86 +77,41 @@ def measure_case(case: Case, group: str, bench: Bench) -> dict[str, Any]:
         candidate to compare with eager, nothing is timed.
     """
     subject = subject_of(case, bench.device, bench.compiler)
-    # A `GraphRunner` takes modules, not operators.
-    names = [n for n in GROUPS[group] if not (case.part == "operators" and n == TRITON_GRAPH)]
-    candidates, records = build_candidates(names, subject)
-    measured: dict[str, Any] = {}
-    if set(candidates) - {EAGER}:  # the group `library` only measures eager
-        measured = measure_candidates(candidates, records, subject, bench)
+    records: dict[str, dict[str, Any]] = {}
+    candidates: dict[str, BuiltCandidate] = {}
+    runs: dict[str, Run] = {}
+    for name in GROUPS[group]:
+        records[name] = {"name": name, "title": TITLES[name], "status": "done"}
+        with recorded(records[name]):
+            candidates[name] = subject.candidate(name)
+    work: dict[str, int] = {}
+    if set(candidates) - {EAGER}:
+        trial = trial_of(subject, bench.cache_bytes)
+        work, limit = trial.work, subject.tolerance(trial.expected[0])
+        for name, candidate in candidates.items():
+            with recorded(records[name]):
+                runs[name] = check(candidate, trial, limit, records[name])
+    for name, timing in interleaved(runs, bench.device, bench.sampling).items():
+        records[name]["timing"] = timing.record()
     return {
         **vars(case),
         "group": group,
         "input_shapes": [list(shape) for shape in subject.shapes],
         "arithmetic": subject.arithmetic,
-        **measured,
+        **work,
         "candidates": list(records.values()),
     }
 
 
-def build_candidates(
-    names: Sequence[str], subject: Subject
-) -> tuple[dict[str, BuiltCandidate], Records]:
-    """The available candidates, and a record for each name."""
-    candidates: dict[str, BuiltCandidate] = {}
-    records: Records = {}
-    for name in names:
-        records[name] = {"name": name, "title": TITLES[name], "status": "done"}
-        try:
-            candidates[name] = subject.candidate(name)
-        except UnavailableError as reason:
-            records[name].update(status="unavailable", reason=str(reason))
-        except Exception as error:  # the other candidates are still worth measuring
-            records[name].update(status="failed", reason=first_line(error))
-    return candidates, records
-
-
-def measure_candidates(
-    candidates: dict[str, BuiltCandidate], records: Records, subject: Subject, bench: Bench
-) -> dict[str, Any]:
-    """Fill `records`; all candidates in turns if memory allows, otherwise one after another."""
+@contextmanager
+def recorded(record: dict[str, Any]) -> Iterator[None]:
+    """Note an error in a record: the other candidates are still worth measuring."""
     try:
-        return {**measure_together(candidates, records, subject, bench), "interleaved": True}
-    except torch.OutOfMemoryError:
-        pass  # the traceback's objects are only free after this block
-    work: dict[str, int] = {}
-    for name, candidate in candidates.items():
-        gc.collect()
-        torch.cuda.empty_cache()
-        try:
-            work = measure_together({name: candidate}, records, subject, bench)
-        except torch.OutOfMemoryError as error:
-            records[name].update(status="failed", reason=first_line(error))
-    return {**work, "interleaved": False}
-
-
-def measure_together(
-    candidates: dict[str, BuiltCandidate], records: Records, subject: Subject, bench: Bench
-) -> dict[str, int]:
-    """Check and time candidates, all in memory at the same time; returns `Trial.work`."""
-    trial = trial_of(subject, bench.cache_bytes)
-    limit = subject.tolerance(trial.expected[0])
-    prepared: dict[str, tuple[Run, Run]] = {}
-    for name, candidate in candidates.items():
-        try:
-            prepared[name] = check(candidate, trial, limit, records[name])
-            if name == TRITON:
-                inputs = candidate.form.laid_out(trial.sets[0])
-                launches = launches_of(partial(candidate.call, *inputs))
-                # Needed for the floor of each.
-                records[name]["launches"] = {
-                    "bytes": [launch.work.bytes for launch in launches],
-                    "operations": [launch.work.operations for launch in launches],
-                }
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # the other candidates are still worth measuring
-            prepared.pop(name, None)
-            records[name].update(status="failed", reason=first_line(error))
-    for index, kind in enumerate(("timing", "plain")):
-        runs = {name: each[index] for name, each in prepared.items()}
-        for name, timing in interleaved(runs, bench.device, bench.sampling).items():
-            records[name][kind] = timing.record()
-    return trial.work
+        yield
+    except UnavailableError as reason:
+        record.update(status="unavailable", reason=str(reason))
+    except Exception as error:
+        record.update(status="failed", reason=first_line(error))
 
 
 # --- one candidate --------------------------------------------------------------------------------
@@ -213,29 +158,20 @@ def trial_of(subject: Subject, cache_bytes: int | None) -> Trial:
     return Trial(subject, every, (first, subject.reference(*every[-1])), work)
 
 
-def check(
-    candidate: BuiltCandidate, trial: Trial, limit: float, record: dict[str, Any]
-) -> tuple[Run, Run]:
-    """The candidate as a graph (if it can be captured) and as plain calls, warmed up.
+def check(candidate: BuiltCandidate, trial: Trial, limit: float, record: dict[str, Any]) -> Run:
+    """The candidate, warmed up: as a graph if it can be captured.
 
     It adds the results of `fassd.evaluation.agreement.compare`, and ``first_call_s``, to `record`.
     """
     form = candidate.form
     sets = [form.laid_out(inputs) for inputs in trial.sets]
-    with form.settings(), warnings.catch_warnings():
-        # A candidate that runs without the graph to be measured has failed.
-        warnings.filterwarnings("error", "GraphRunner: ", RuntimeWarning)
+    with form.settings():
         record["first_call_s"] = round(warm_up(candidate.call, sets), 3)
-        if form.own_graph:
-            graph = plain_run(candidate.call, sets, "runner")
-        else:
-            graph = graph_run(candidate.call, sets)
-        compare(graph.outputs(), trial.expected, limit, record)
-    if graph.note:
-        record["note"] = graph.note
-    method = "events" if sets[0][0].is_cuda else "clock"
-    plain = plain_run(candidate.call, sets[:PLAIN_SETS], method)
-    return within(form, graph), within(form, plain)
+        run = graph_run(candidate.call, sets)
+        compare(run.outputs(), trial.expected, limit, record)
+    if run.note:
+        record["note"] = run.note
+    return within(form, run)
 
 
 def within(form: Candidate, run: Run) -> Run:
@@ -246,11 +182,3 @@ def within(form: Candidate, run: Run) -> Run:
             run.once()
 
     return replace(run, once=once)
-
-
-def free_memory() -> None:
-    """Free compiled code and cached device memory of the previous case."""
-    torch._dynamo.reset()
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

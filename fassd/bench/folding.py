@@ -1,4 +1,4 @@
-"""Networks in the fastest form of plain PyTorch: folded weights and merged layers."""
+"""Networks with random weights, and with folded ones: the fastest form of plain PyTorch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
 
 def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -49,40 +48,3 @@ def fold_batch_norms(module: nn.Module) -> fx.GraphModule:
     folded = fuse(copy.deepcopy(module).eval().double(), inplace=True)
     assert isinstance(folded, fx.GraphModule)
     return folded.float()
-
-
-class CudnnConvReLU(nn.Module):
-    """A convolution and the ReLU after it as one call of cuDNN.
-
-    Shape: (N, in_channels, H, W) to the convolution's.
-    """
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        self.conv = conv
-
-    def forward(self, x: Tensor) -> Tensor:
-        conv = self.conv
-        return torch.ops.aten.cudnn_convolution_relu(
-            x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups
-        )
-
-
-def with_cudnn_relus(folded: fx.GraphModule) -> fx.GraphModule:
-    """`folded`, changed in place: convolutions that go directly into a ReLU are merged with it."""
-    for node in folded.graph.nodes:
-        if node.target is not F.relu and not isinstance(layer_of(folded, node), nn.ReLU):
-            continue
-        source = node.args[0]
-        conv = layer_of(folded, source)
-        if isinstance(conv, nn.Conv2d) and len(source.users) == 1:
-            folded.set_submodule(source.target, CudnnConvReLU(conv))
-            node.replace_all_uses_with(source)
-            folded.graph.erase_node(node)
-    folded.recompile()
-    return folded
-
-
-def layer_of(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    """The layer that a node calls, if it calls one."""
-    return traced.get_submodule(str(node.target)) if node.op == "call_module" else None

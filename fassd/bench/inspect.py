@@ -18,7 +18,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from fassd.bench.costs.training import PASSES, training_step
 from fassd.bench.costs.triton import TritonLaunch, plan_network
 from fassd.bench.tables import Column, report_table
 from fassd.models.device import DTYPES, DtypeName
@@ -127,16 +126,6 @@ TAKEN: dict[str, Callable[[Resources], str]] = {
 """Resources of a compiled kernel, by column."""
 
 
-def print_training(model: str, height: int, width: int, device: Device) -> None:
-    """Print the times of a training step of one network, see :mod:`fassd.bench.costs.training`."""
-    step = training_step(model, height, width)
-    best = step.seconds("fused statistics", device)
-    print(f"{model}, one picture of {height}x{width} in training, 16 bits, on {device.name}:")
-    for kernels in PASSES:
-        seconds = step.seconds(kernels, device)
-        print(f"  {kernels:<17} {seconds * 1e3:6.3f} ms  {seconds / best:.3f}")
-
-
 def main(
     model: Annotated[str, typer.Option(help="a variant of the family")] = "fassd_net",
     size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the picture")] = "1024x2048",
@@ -146,9 +135,6 @@ def main(
     output: Annotated[Output, typer.Option(help="of the network")] = "labels",
     compile: Annotated[bool, typer.Option(help="compile, or only plan and predict")] = True,
     jobs: Annotated[int, typer.Option(min=1, help="processes that compile")] = 2,
-    training: Annotated[
-        bool, typer.Option("--training", help="what fused training kernels could win, instead")
-    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the rows here")] = None,
 ) -> None:
     """Launches of a network on a GPU, compiled and analysed; no GPU is needed."""
@@ -158,11 +144,9 @@ def main(
         raise typer.BadParameter("TRITON_INTERPRET is set: there is nothing to compile")
     try:
         device = device_named(gpu)
-        sides = parse_size(size)
-        if training:
-            print_training(model, *sides, device)
-            return
-        launches = plan_network(model, *sides, device, batch, DTYPES[dtype], output=output)
+        launches = plan_network(
+            model, *parse_size(size), device, batch, DTYPES[dtype], output=output
+        )
     except (ValueError, KeyError) as error:
         raise typer.BadParameter(str(error)) from error
     sources = [planned.source for planned in launches]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
 from rich.text import Text
 
+from fassd.bench.costs import SUMS
 from fassd.bench.jobs import Job, torch_dtype
 from fassd.bench.tables import BenchReport, Column, report_table
 
@@ -26,28 +25,11 @@ WIDE_ONLY = (  # columns that are only shown then
 MIDDLE = 110  # characters, for all columns but those and these
 NOT_NARROW = ("channels", "waves", "padded\nGFLOP", "instr.\nM", "issue\nus")
 
-# Title, attribute to sum, unit, and digits.
-SUMS: tuple[tuple[str, str, float, int], ...] = (
-    ("MB", "bytes", 1e-6, 1),
-    ("cache\nMB", "loaded", 1e-6, 0),
-    ("GFLOP", "operations", 1e-9, 2),
-    ("padded\nGFLOP", "issued", 1e-9, 2),
-    ("instr.\nM", "instructions", 1e-6, 2),
-    ("copy\nM", "copy_instructions", 1e-6, 2),
-    ("product\nM", "product_instructions", 1e-6, 2),
-    ("epilogue\nM", "epilogue_instructions", 1e-6, 2),
-    ("memory\nus", "memory_floor", 1e6, 1),
-    ("arithmetic\nus", "arithmetic_floor", 1e6, 1),
-    ("floor\nus", "floor", 1e6, 1),
-    ("issue\nus", "issue", 1e6, 1),
-    ("predicted\nus", "predicted", 1e6, 1),
-    ("measured\nus", "measured", 1e6, 1),
-)
 LEGEND = (
     "floor: bytes at the memory's bandwidth or operations at the full rate; above floor: "
     "predicted over it. instr.: warp instructions, in millions, of which for copies to shared "
-    "memory, products and the epilogue; issue: their time at one a clock from every scheduler; "
-    "counted: those of --counts over them. padded: operations with those on padding. predicted: "
+    "memory, products and the epilogue; issue: their time at one a clock from every scheduler. "
+    "padded: operations with those on padding. predicted: "
     "with the blocks that the cuda backend launches on this GPU, and the gap between two "
     "launches of a graph. waves: blocks over those that are on the GPU at once; KB: of "
     "shared memory, a block's. Equal launches are one row, with their sums."
@@ -78,13 +60,6 @@ def columns_of(prediction: Prediction) -> Iterator[Column[LaunchGroup]]:
 
         if prediction.total(what) is not None:
             yield Column(name, cell, cell(prediction))
-
-    if prediction.total("counted") is not None:
-
-        def counted(one: LaunchGroup | Prediction) -> str:
-            return f"{one.total('counted') / one.total('instructions'):.2f}x"
-
-        yield Column("counted", counted, counted(prediction))
 
     def above(one: PredictedLaunch | Prediction) -> str:
         return f"{one.predicted / one.floor:.1f}x"
@@ -128,39 +103,10 @@ class LaunchReport(BenchReport):
         yield LEGEND + (" A wider terminal shows more columns." if left_out else "")
 
 
-def with_counts(prediction: Prediction, counts: Path) -> Prediction:
-    """A prediction combined with the warp instructions in a file.
-
-    Raises:
-        ValueError: the file does not contain counted launches, or those of other kernels.
-    """
-    try:
-        rows = [
-            (row["kernel"].partition("<")[0], sum(row["parts"].values()))
-            for row in json.loads(counts.read_text())
-        ]
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise ValueError(
-            f"{counts}: no counts of launches, as python -m ptx.count writes"
-        ) from None
-    kernels = [launch.kernel for launch in prediction.launches]
-    if [kernel for kernel, _ in rows] != kernels:
-        raise ValueError(
-            f"{counts}: {len(rows)} launches of other kernels than the {len(kernels)} predicted: "
-            "another network, size or GPU, or older plans"
-        )
-    launches = tuple(
-        replace(launch, counted=float(count))
-        for launch, (_, count) in zip(prediction.launches, rows, strict=True)
-    )
-    return replace(prediction, launches=launches)
-
-
 def run_launches(
     job: Job,
     gpu: str,
     *,
-    counts: Path | None = None,
     step: Callable[[str], object] = lambda _: None,
     tick: Callable[[], object] = lambda: None,
 ) -> LaunchReport:
@@ -169,14 +115,12 @@ def run_launches(
     Args:
         job: job to predict; its `weights`, `device`, `compile` and `memory` are ignored.
         gpu: name of a GPU, or a part of it; it is measured if this machine has it.
-        counts: file of counted instructions of this network's launches.
         step: function called with a few words when each part begins.
         tick: function called once, at the end.
 
     Raises:
         ImportError: Triton or the C++ extension is missing.
-        ValueError: the GPU, model or dtype is unknown, or the size too small;
-            or `counts` are of other launches.
+        ValueError: the GPU, model or dtype is unknown, or the size too small.
     """
     from fassd.bench import timeline
     from fassd.bench.costs import cuda as predict
@@ -192,8 +136,6 @@ def run_launches(
         classes=job.classes,
         alpha=job.alpha,
     )
-    if counts is not None:
-        prediction = with_counts(prediction, counts)
     why = timeline.unmeasurable(device.name)
     if not why:
         step("measuring")

@@ -15,6 +15,8 @@ import torch
 
 import fassd
 
+PACKAGES = ("numpy", "onnx", "onnxruntime", "openvino", "triton")
+
 
 def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
     """The origin of figures: device, threads, versions, date, commit; ready for JSON.
@@ -39,7 +41,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "fassd": fassd.__version__,
-        "versions": {name: _version(name) for name in ("numpy", "onnx", "onnxruntime", "openvino")},
+        "versions": {name: _version(name) for name in PACKAGES},
         "commit": _commit(Path(fassd.__file__).parents[1]),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

@@ -1,7 +1,8 @@
-"""Peak memory of a call, and the energy that it takes on an NVIDIA GPU."""
+"""Peak memory of a call, freeing it, and the energy that a call takes on an NVIDIA GPU."""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -122,6 +123,17 @@ def _status(field: str) -> int:
     if found is None:
         raise RuntimeError(f"/proc/self/status has no field {field}")
     return int(found[1]) * 1024
+
+
+def release() -> None:
+    """Free memory of the last candidates: compiled code, cycles, cached activations."""
+    import fassd_kernels
+
+    torch._dynamo.reset()
+    gc.collect()
+    fassd_kernels.release_memory()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 # ------------------------------------------------------------------------------------------ energy

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -251,7 +250,7 @@ def run(
             measured, scene = measure(job, peers, compiler, step, tick)
             comparisons.append(measured)
             scenes += scene
-            release()
+            memory.release()
     except KeyboardInterrupt:
         if not comparisons:
             raise
@@ -438,12 +437,3 @@ def reason(error: Exception) -> str:
     """The reason why a candidate could not be run: one line, with a missing package's remedy."""
     text = first_line(error)
     return f"{text}: {EXTRA}" if isinstance(error, ImportError) else text
-
-
-def release() -> None:
-    """Free memory of the last job's candidates: compiled code, cycles, cached activations."""
-    import fassd_kernels
-
-    torch._dynamo.reset()
-    gc.collect()
-    fassd_kernels.release_memory()

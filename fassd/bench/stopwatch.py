@@ -32,9 +32,6 @@ OpenVINO takes 11 ms and ours 16; after a rest 8, and 7 to 20 depending on how t
 after a rest and a call 5.5 and 6.1, round after round, like each alone."""
 
 WARM_UP_CALLS = 3
-PLAIN_SETS = 8
-"""Number of input sets when timing without a graph, where the host is usually the limit."""
-
 UNLIKELY_LABEL = 255
 """Value with which a map of labels is poisoned; the networks have 19 classes."""
 
@@ -47,9 +44,8 @@ class CallTimes:
         seconds: seconds per call, sample by sample.
         calls: number of calls that a sample averages over.
         sets: number of input sets that the calls rotate over.
-        method: way of timing: ``graph`` (replays of a CUDA graph between events), ``runner`` (calls
-            that replay a graph of their own, between events), ``events`` (plain calls between
-            events) or ``clock`` (plain calls between readings of the host's clock).
+        method: way of timing: ``graph`` (replays of a CUDA graph between events), ``events`` (plain
+            calls between events) or ``clock`` (plain calls between readings of the host's clock).
     """
 
     seconds: tuple[float, ...]

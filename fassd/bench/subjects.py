@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import fassd_kernels
 from fassd.bench.candidates import BuildContext, Candidate, accelerated, form_named
 from fassd.bench.folding import randomised
 from fassd.bench.plain import (
@@ -35,8 +36,9 @@ from fassd.bench.stopwatch import Call, Inputs
 from fassd.evaluation.agreement import TOLERANCES
 from fassd.models import DAPF, MDA, create_model
 from fassd.models.aspp import ASPP
-from fassd.models.dapf import AsymmetricAtrousBranch
 from fassd.models.device import DTYPES
+from fassd_kernels import ops
+from fassd_kernels.packing import fold
 
 
 @dataclass(frozen=True)
@@ -80,58 +82,11 @@ class NetworkPart:
     fuse: Callable[[Any, torch.dtype, str], Call] = accelerated
 
 
-# # --- our own calls
-# --------------------------------------------------------------------------------
-
-
-def fused_branch(branch: AsymmetricAtrousBranch, dtype: torch.dtype, backend: str) -> Call:
-    layers = [
-        (branch.atrous_conv3x1, branch.bn3x1, None),
-        (branch.atrous_conv1x3, branch.bn1x3, None),
-    ]
-    return asymmetric_call(layers, "relu", dtype, backend)
-
-
-def fused_pair(pair: nn.Sequential, dtype: torch.dtype, backend: str) -> Call:
-    parts: list[Any] = list(pair)
-    layers = [(p.conv, p.bn_prelu.bn, p.bn_prelu.acti.weight.to(dtype)) for p in parts]
-    return asymmetric_call(layers, "prelu", dtype, backend)
-
-
-def asymmetric_call(
-    layers: Sequence[tuple[nn.Conv2d, nn.BatchNorm2d, Tensor | None]],
-    activation: str,
-    dtype: torch.dtype,
-    backend: str,
-) -> Call:
-    """`asymmetric_conv` with weights folded and packed once.
-
-    Args:
-        layers: the 3x1 and the 1x3, each a convolution, its batch norm and slopes of PReLU.
-        activation, dtype, backend: options of the operator.
-    """
-    from fassd_kernels import ops
-    from fassd_kernels.packing import fold
-
-    pack, dilation = ops.operator("pack_weight", backend), layers[0][0].dilation[0]
-    with torch.no_grad():
-        weights, biases = zip(*(fold(conv, norm, dtype) for conv, norm, _ in layers), strict=True)
-        packed = [
-            pack(weight, dilation=conv.dilation)
-            for weight, (conv, _, _) in zip(weights, layers, strict=True)
-        ]
-    slopes = [slope for _, _, slope in layers]
-    function = ops.operator("asymmetric_conv", backend)
-    return lambda x: function(
-        x, *weights, *biases, *slopes, packed, dilation=dilation, activation=activation
-    )
+# --- our own calls --------------------------------------------------------------------------------
 
 
 def fused_join(join: UpsampleConv, dtype: torch.dtype, backend: str) -> Call:
     """`upsample_conv1x1` with the weight folded, and packed for each part at the first call."""
-    from fassd_kernels import ops
-    from fassd_kernels.packing import fold
-
     with torch.no_grad():
         weight, bias = fold(join.layer.conv, join.layer.norm, dtype)
     pack = ops.operator("pack_weight", backend)
@@ -148,17 +103,12 @@ def fused_join(join: UpsampleConv, dtype: torch.dtype, backend: str) -> Call:
 
 
 def fused_resize(name: str, module: nn.Module, dtype: torch.dtype, backend: str) -> Call:
-    from fassd_kernels import ops
-
     function = ops.operator(name, backend)
     return lambda logits: function(logits, picture_size(logits))
 
 
 def fused_depthwise(layers: nn.Sequential, dtype: torch.dtype, backend: str) -> Call:
     """`grouped_conv_act` with the batch norm folded."""
-    from fassd_kernels import ops
-    from fassd_kernels.packing import fold
-
     conv: Any = layers[0]
     norm: Any = layers[1]
     with torch.no_grad():
@@ -168,54 +118,35 @@ def fused_depthwise(layers: nn.Sequential, dtype: torch.dtype, backend: str) -> 
 
 
 def fused_pool(module: nn.MaxPool2d, dtype: torch.dtype, backend: str) -> Call:
-    from fassd_kernels import ops
-
-    function = ops.operator("max_pool", backend)
     window = {"kernel": (3, 3), "stride": (2, 2), "padding": (1, 1)}
-    return lambda x: function(x, **window)
+    return partial(ops.operator("max_pool", backend), **window)
 
 
 def fused_normalize(module: Normalize, dtype: torch.dtype, backend: str) -> Call:
-    from fassd_kernels import ops
-
-    function = ops.operator("normalize", backend)
-    return lambda image: function(image, mean=MEAN, std=STD, dtype=dtype)
+    return partial(ops.operator("normalize", backend), mean=MEAN, std=STD, dtype=dtype)
 
 
 def fused_normalize_conv(module: NormalizeConv, dtype: torch.dtype, backend: str) -> Call:
     """`normalize_conv_act` with the layer's weight folded and packed once."""
-    from fassd_kernels import ops
-    from fassd_kernels.packing import fold
-
     layer: Any = module.layer
-    stride = layer.conv.stride
     with torch.no_grad():
         weight, bias = fold(layer.conv, layer.norm, dtype)
-        packed = ops.operator("pack_weight", backend)(weight, stride=stride)
+        packed = ops.operator("pack_weight", backend)(weight, stride=layer.conv.stride)
     function = ops.operator("normalize_conv_act", backend)
-    options = {"mean": MEAN, "std": STD, "stride": stride, "activation": "relu"}
+    options = {"mean": MEAN, "std": STD, "stride": layer.conv.stride, "activation": "relu"}
     return lambda image: function(image, weight, bias, packed=packed, **options)
 
 
 def fused_network(network: Labelled, dtype: torch.dtype, backend: str) -> nn.Module:
     """The network through `fassd_kernels.accelerate`, labels out."""
-    import fassd_kernels
-
     return fassd_kernels.accelerate(network.network, dtype=dtype, backend=backend, output="labels")
 
 
 # --- the table ------------------------------------------------------------------------------------
 
 
-def _at(
-    operator: str,
-    path: str,
-    channels: int,
-    reduction: int,
-    fuse: Callable[[Any, torch.dtype, str], Call] = accelerated,
-) -> NetworkPart:
-    build = partial(part_of_network, path)
-    return NetworkPart(operator, build, ((channels, reduction),), fuse)
+def _at(operator: str, path: str, channels: int, reduction: int) -> NetworkPart:
+    return NetworkPart(operator, partial(part_of_network, path), ((channels, reduction),))
 
 
 def _join(level: int, low: tuple[int, int], skip: tuple[int, int]) -> NetworkPart:
@@ -237,12 +168,8 @@ OPERATORS = {
     "conv_act base.0": _at("conv_act", "base.0", 3, 1),
     "conv_act base.3": _at("conv_act", "base.3", 32, 4),
     "conv_act base.5": _at("conv_act", "base.5", 48, 4),
-    "asymmetric_conv DAPF.pyBranch2": _at(
-        "asymmetric_conv", "DAPF.pyBranch2", 224, 32, fused_branch
-    ),
-    "asymmetric_conv mda.2": NetworkPart(
-        "asymmetric_conv", partial(dilated_pair, 2), ((31, 4),), fused_pair
-    ),
+    "asymmetric_conv DAPF.pyBranch2": _at("asymmetric_conv", "DAPF.pyBranch2", 224, 32),
+    "asymmetric_conv mda.2": NetworkPart("asymmetric_conv", partial(dilated_pair, 2), ((31, 4),)),
     "upsample_conv1x1 conv1x1_up.0": _join(0, (224, 32), (160, 16)),
     "upsample_conv1x1 conv1x1_up.2": _join(2, (78, 8), (48, 4)),
     "grouped_conv_act depthwise": NetworkPart(

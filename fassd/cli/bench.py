@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -33,7 +33,6 @@ from fassd.cli.options import (
     size_option,
     with_groups,
 )
-from fassd.cli.terminal import escape, say
 from fassd.io.files import check_file
 
 InputSize = Annotated[Size, size_option("--size", help="Size of the input.")]
@@ -155,53 +154,7 @@ class RoundOptions:
     seed: options.Seed = 1
 
 
-class BenchGroup(CommandGroup):
-    """`fassd bench`, which for one release also accepts the options of its former one command."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not ctx.resilient_parsing:  # not completing a command line
-            args = with_command(args)
-        return super().parse_args(ctx, args)
-
-
-def with_command(args: list[str]) -> list[str]:
-    """Arguments of `fassd bench`; former spellings are converted, with a warning.
-
-    A former spelling begins with an option, or is empty.
-    """
-    if args and (args[0] in ("-h", "--help") or not args[0].startswith("-")):
-        return args
-    left: list[str] = []
-    found: dict[str, str] = {}
-    means: tuple[str, ...]
-    given = iter(args)
-    for word in given:
-        name, _, value = word.partition("=")
-        if name in ("--against", "--predict"):
-            found[name] = value or next(given, "")
-        elif word in ("--peers", "--layers"):
-            found[word] = ""
-        else:
-            left.append(word)
-    if "--against" in found:
-        command, means = ["compare", found["--against"]], ("--against", "--peers")
-    elif "--peers" in found:
-        command, means = ["peers"], ("--peers",)
-    elif "--predict" in found:
-        command, means = ["launches", found["--predict"]], ("--predict", "--layers")
-    else:
-        command, means = ["layers"] if "--layers" in found else ["run"], ("--layers",)
-    left += [name for name in found if name not in means]  # refused, as before
-    if command[0] in ("compare", "layers", "launches"):  # these commands never measured it
-        left = [word for word in left if word not in ("--memory", "--no-memory")]
-    say(
-        "[yellow]warning:[/] this spelling goes with the next release; "
-        f"write fassd bench {escape(' '.join(command))}"
-    )
-    return [*command, *left]
-
-
-group = typer.Typer(cls=BenchGroup, rich_markup_mode="rich")
+group = typer.Typer(cls=CommandGroup, no_args_is_help=True, rich_markup_mode="rich")
 app.add_typer(group, name="bench")
 
 
@@ -312,7 +265,6 @@ def peers(
     memory: Memory = True,
     device: options.Device = None,
     json_: options.Json = None,
-    plot: Plot = None,
 ) -> None:
     """Compare with every other way to run the network on this machine.
 
@@ -324,7 +276,7 @@ def peers(
 
     [bold]Examples[/]
 
-    [cyan]fassd bench peers --all --dtype float16 --json peers.json --plot peers.png[/]
+    [cyan]fassd bench peers --all --dtype float16 --json peers.json[/]
 
     [cyan]fassd bench peers --only eager,ours --sizes 256x512,512x1024 --batches 1,4[/]
 
@@ -336,9 +288,7 @@ def peers(
 
     if all_ and network.weights not in (None, "random"):
         raise ValueError("--weights is for one network: leave out --all, or give random")
-    if plot is not None and "eager" not in (only or "eager"):
-        raise ValueError("--plot draws times over those of eager: add eager to --only")
-    check_files(network.model, json_, plot)
+    check_files(network.model, json_)
     job = job_of(network, rounds, memory=memory, device=str(pick_device(device)))
     keys = None if only is None else [key.strip() for key in only.split(",")]
     chosen = candidates(["float32", *dtype], keys, device=job.device)
@@ -350,7 +300,7 @@ def peers(
         for batch in batches
         for each in networks
     ]
-    deliver(measure(partial(run, jobs, chosen), jobs), json_, plot)
+    deliver(measure(partial(run, jobs, chosen), jobs), json_)
 
 
 @group.command()
@@ -391,12 +341,7 @@ def launches(
     size: InputSize = FULL_SIZE,
     batch: Batch = 1,
     repeats: Repeats = 10,
-    counts: Annotated[
-        Path | None,
-        typer.Option(metavar="JSON", help="Counted instructions, from python -m ptx.count --json."),
-    ] = None,
     json_: options.Json = None,
-    plot: Plot = None,
 ) -> None:
     """Show what the CUDA kernels launch on a GPU, whether or not it is in this machine.
 
@@ -409,12 +354,12 @@ def launches(
 
     [cyan]fassd bench launches h200[/]
 
-    [cyan]fassd bench launches h200 --batch 8 --json h200.json --plot h200.png[/]
+    [cyan]fassd bench launches h200 --batch 8 --json h200.json[/]
     """
     from fassd.bench.launches import run_launches
     from fassd.models import get_variant
 
-    check_files(model, json_, plot)
+    check_files(model, json_)
     network = {"model": model, "classes": classes, "alpha": alpha}
     job = job_of(**network, size=size, batch=batch, dtype=dtype, repeats=repeats)
     if get_variant(job.model).encoder is not None:
@@ -423,7 +368,7 @@ def launches(
             "predicted; choose a network with HarDNet's encoder"
         )
     job = replace(job, weights=None)
-    deliver(measure(partial(run_launches, job, gpu, counts=counts), [job]), json_, plot)
+    deliver(measure(partial(run_launches, job, gpu), [job]), json_)
 
 
 @group.command()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fassd.cli.common import pick_network
 from fassd.cli.terminal import console, escape, progress, say, write_json
-from fassd.io.files import check_file
+from fassd.io.files import check_file, replacing
 
 if TYPE_CHECKING:
     from fassd.bench.jobs import Job
@@ -44,14 +44,14 @@ def check_png(option: str, path: Path) -> None:
     check_file(path)
 
 
-def check_files(model: str | None, json_: Path | None, plot: Path | None) -> None:
+def check_files(model: str | None, json_: Path | None, plot: Path | None = None) -> None:
     """Check that a network is not an exported file, and that results can be written.
 
     Raises:
         ValueError: a file is not acceptable.
         ImportError: a plot needs matplotlib, which is missing.
     """
-    from fassd.bench.charts import check_matplotlib
+    from fassd.bench.report.charts import check_matplotlib
     from fassd.export import is_exported
 
     if is_exported(model):
@@ -161,9 +161,10 @@ def deliver(report: Any, json_: Path | None, plot: Path | None = None) -> None:
     if json_ is not None:
         write_json(json_, report.to_json())
     if plot is not None:
-        from fassd.bench.charts import draw
+        from fassd.bench.report.charts import layer_figure, png
 
-        draw(plot, report)
+        with replacing(plot) as file:
+            file.write(png(layer_figure(report.to_json())))
         say(f"plot: {escape(str(plot))}")
     if getattr(report, "interrupted", False):
         raise KeyboardInterrupt

@@ -66,8 +66,8 @@ def report(
 
     [cyan]fassd report -o report --results mine/ --results benchmarks/results[/]
     """
-    from fassd.bench.charts import check_matplotlib
     from fassd.bench.report.build import build_page, committed_results, write_report
+    from fassd.bench.report.charts import check_matplotlib
     from fassd.bench.report.results import collect
 
     if full and not measure:

@@ -27,7 +27,7 @@ NAME = "fassd-kernels"
 VERSION = 1
 LICENSE = "Apache-2.0"
 
-LEFT_OUT = ("__main__.py", "tune.py", "tuning/*", "triton/inspect.py", "models/hub.py")
+LEFT_OUT = ("__main__.py", "tune.py", "tuning/*", "models/hub.py")
 """Of the package: programs, and what needs more than PyTorch and NumPy."""
 
 IMPORT = re.compile(

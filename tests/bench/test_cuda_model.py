@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fassd.bench.costs import cuda as predict
-from fassd.bench.costs.cuda import Convolution, Model
+from fassd.bench.costs.cuda import Model, Plan
 from fassd_kernels.operators import OPERATORS
 from fassd_kernels.triton import availability
 from fassd_kernels.triton.device import KNOWN
@@ -25,7 +25,6 @@ pytestmark = pytest.mark.skipif(
     bool(availability.triton_missing()), reason=availability.triton_missing()
 )
 H200 = next(device for device in KNOWN if device.name == "NVIDIA H200")
-LIMITS = (H200.multiprocessors, H200.shared, 90)
 GAP = 2500  # clocks between two launches: launch_gap_cycles in csrc/plan/plan.h
 FUSION = "FASSD_KERNELS_CUDA_FUSION"
 
@@ -264,8 +263,10 @@ def test_taps_that_read_only_padding_are_not_counted(monkeypatch):
 
 @pytest.mark.parametrize("arithmetic", [predict.HALF, predict.TF32, predict.FLOAT32])
 def test_a_plan_covers_the_result(arithmetic):
-    conv = Convolution(2, (100, 130), (10, 48), 18, (3, 3), arithmetic, (50, 65), (2, 2))
-    plan = conv.plan(LIMITS)
+    dtype = torch.float16 if arithmetic == predict.HALF else torch.float32
+    tf32 = arithmetic == predict.TF32
+    found = conv((10, 48), 18, (100, 130), dtype=dtype, batch=2, tf32=tf32, stride=(2, 2))
+    plan = Plan(**found["blocks"][0])
     channels = 8 * plan.n_tiles
     tiles = math.ceil(50 / plan.tile_height) * math.ceil(65 / plan.tile_width)
     assert plan.blocks == 2 * tiles * math.ceil(18 / channels)
@@ -281,7 +282,7 @@ def test_a_plan_covers_the_result(arithmetic):
 def test_numbers_of_a_launch_are_those_of_its_plan(fassd_net):
     """The second convolution of the stem: 16 to 24 channels at 512x1024, 3x3."""
     launch = fassd_net.launches[1]
-    plan = Convolution(1, (512, 1024), (16,), 24, (3, 3), predict.HALF, (512, 1024)).plan(LIMITS)
+    plan = Plan(**conv((16,), 24, (512, 1024))["blocks"][0])
     assert (launch.blocks, launch.resident) == (plan.blocks, plan.resident)
     assert launch.waves == plan.blocks / (132 * plan.resident)
     assert launch.issued == 2 * plan.blocks * plan.products

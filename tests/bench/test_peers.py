@@ -12,17 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from rich.console import Console
 
 from fassd.bench import machine, memory, onnx_runtimes, stopwatch
 from fassd.bench.candidates import BuildContext, Candidate, candidates
-from fassd.bench.charts import draw
 from fassd.bench.jobs import Job
-from fassd.bench.report.charts import COLOURS, candidate_colour
 from fassd.bench.results import JobResults, Result, Results
 from fassd.bench.run import Report
 from fassd.bench.run import run as run_jobs
@@ -320,28 +316,6 @@ def test_speedups():
     alone = made_by_hand(ours=1.0)
     assert alone.reference is None and alone.fastest_peer is None
     assert alone.speedup(alone.results[0], alone.reference) is None
-
-
-def test_plot_shows_bars_in_proportion(tmp_path: Path):
-    report = report_of(made_by_hand(eager=6.0, inductor=3.0, onnxruntime=1.5))
-    path = tmp_path / "new" / "peers.png"
-    draw(path, report)
-    with Image.open(path) as image:
-        assert image.format == "PNG"
-        picture = np.asarray(image.convert("RGB")).astype(int)
-    heights = []
-    for key in ("inductor", "onnxruntime"):
-        colour = [int(COLOURS[candidate_colour(key, "float32")][i : i + 2], 16) for i in (1, 3, 5)]
-        heights.append((picture == colour).all(2).sum(0).max())
-    assert heights[0] > 50
-    assert heights[1] == pytest.approx(2 * heights[0], rel=0.1)  # the legend's sample is in both
-
-
-def test_plot_without_matplotlib_tells_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"plots need matplotlib: pip install 'fassd-net\[bench"):
-        draw(tmp_path / "peers.png", report_of(made_by_hand(eager=1.0)))
-    assert not list(tmp_path.iterdir())
 
 
 def test_environment_names_the_commit_of_a_checkout(monkeypatch, tmp_path):

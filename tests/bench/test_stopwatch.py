@@ -60,7 +60,7 @@ def test_outputs_outlive_the_next_call():
     """A runner may give out the same memory again."""
     given = torch.empty(3)
     sets = [(torch.full((3,), value),) for value in (1.0, 2.0)]
-    first, last = stopwatch.plain_run(lambda x: given.copy_(x), sets, "runner").outputs()
+    first, last = stopwatch.plain_run(lambda x: given.copy_(x), sets, "clock").outputs()
     assert first.tolist() == [1.0] * 3 and last.tolist() == [2.0] * 3
 
 

@@ -18,8 +18,9 @@ import torch
 
 from benchmarks import gpu_report, tools, write_text
 from benchmarks.gpu_report import SESSION, Session
-from benchmarks.plan import PARTS, build_plan, quick_scale
+from benchmarks.plan import build_plan, quick_scale
 from benchmarks.probes import launch_times
+from benchmarks.report import PARTS
 from benchmarks.tools import CONFIGS, Visit
 from fassd.bench.candidates import SWITCHED
 from fassd.bench.cases import GROUPS
@@ -56,12 +57,6 @@ def state_of(folder: Path, **more: Any) -> dict[str, Any]:
         "header": {"device": "a", "mode": "quick", "commit": "b"},
         **more,
     }
-
-
-@pytest.fixture(autouse=True)
-def without_predictions(monkeypatch) -> None:
-    """They take seconds; test_predicted.py has them."""
-    monkeypatch.setattr("benchmarks.gpu_report.load_predictions", list)
 
 
 @pytest.fixture
@@ -137,7 +132,6 @@ def test_first_and_only_choose_what_is_measured(tmp_path, standing_in):
 def test_what_a_process_died_in_is_recorded_and_passed_over(tmp_path, standing_in, monkeypatch):
     session = Session(state_of(tmp_path), standing_in)
     item = session.pending()[0]
-    assert not session.interrupted()
 
     def die(self: Session, *_: Any) -> Any:
         raise SystemExit(9)
@@ -145,39 +139,21 @@ def test_what_a_process_died_in_is_recorded_and_passed_over(tmp_path, standing_i
     monkeypatch.setattr(Session, "perform", die)
     with pytest.raises(SystemExit):
         session.turn(item)
-    assert session.interrupted() and not session.interrupted()
-    assert session.load(item)["reason"] == "the process died in it"
+    record = session.load(item)
+    assert record["status"] == "failed" and record["reason"].startswith("the process died in it")
     assert item not in session.pending()
-    with pytest.raises(SystemExit):
-        session.turn(item)
-    standing_in.seconds += item.limit_s
-    assert session.interrupted() and session.load(item)["status"] == "timeout"
+    assert statuses_of(tmp_path)[item.name] == "failed"
 
 
-def test_tuning_leaves_older_figures_to_be_measured_again(tmp_path, standing_in, monkeypatch):
-    """Also where tuning was cut short: its table holds what it had found."""
-    session = Session(state_of(tmp_path), standing_in)
-    by_name = {item.name: item for item in session.plan}
-    here = "networks/fassd_net_l2/1x64x64/float32"
-    ours, library = by_name[f"{here}/ours"], by_name[f"{here}/library"]
-    for item in (ours, library):
-        session.turn(item)
-    monkeypatch.setattr(Session, "perform", lambda *_: {"status": "timeout", "reason": "killed"})
-    session.turn(by_name["tune/fassd_net_l2/1x64x64/float32"])
-    assert session.load(ours) is None and session.load(library) is not None
-
-
-def test_a_damaged_record_or_one_of_other_sources_is_measured_again(
-    tmp_path, standing_in, monkeypatch
-):
+def test_a_damaged_record_or_one_of_other_sources_is_measured_again(tmp_path, standing_in):
     session = Session(state_of(tmp_path), standing_in)
     damaged, old = session.plan[:2]
     for item in (damaged, old):
         session.turn(item)
     session.path(damaged).write_text('{"status": "do')
     assert session.load(damaged) is None and session.load(old) is not None
-    monkeypatch.setattr("benchmarks.gpu_report.digest", lambda paths: "changed")
-    assert Session(state_of(tmp_path), standing_in).load(old) is None
+    changed = {"device": "a", "sources": "changed"}
+    assert Session(state_of(tmp_path, identity=changed), standing_in).load(old) is None
 
 
 def test_writing_is_atomic(tmp_path, monkeypatch):
@@ -203,24 +179,6 @@ def test_an_error_becomes_a_record(tmp_path, monkeypatch):
     assert run.turn(run.plan[0])["status"] == "failed"
     with pytest.raises(ValueError):
         run.save(run.plan[0], {"ms": float("nan")})
-
-
-def test_an_item_with_an_environment_has_a_process_of_its_own(tmp_path, monkeypatch):
-    run = Session(state_of(tmp_path), Clock())
-    item = next(item for item in run.plan if item.environment)
-    calls: list[Any] = []
-
-    def child(command: list[str], log: Path, limit_s: float, environment: dict[str, str]) -> int:
-        calls.append(environment)
-        if environment["FASSD_GPU_REPORT_ITEM"] == item.name and len(calls) == 1:
-            run.save(item, {"status": "done", "data": {"candidates": []}})
-        return 3
-
-    monkeypatch.setattr("benchmarks.gpu_report.run_logged", child)
-    assert run.perform(item, 10.0)["data"] == {"candidates": []}
-    assert item.environment.items() <= calls[0].items()
-    record = run.perform(item, 10.0)
-    assert record["status"] == "failed" and "code 3" in record["reason"]
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -305,7 +263,6 @@ def rehearsal(tmp_path_factory) -> Path:
         patch.setattr(tools, "run_logged", started)
         patch.setattr(tools.shutil, "which", str)
         patch.setattr("benchmarks.gpu_report.require_operators", lambda *_: None)
-        patch.setattr("benchmarks.gpu_report.load_predictions", list)
         stand_in(patch, "profile", profiled)
         for environment in SWITCHED.values():  # these items need no process of their own, then
             for name, value in environment.items():
@@ -323,13 +280,12 @@ def test_a_rehearsal_runs_every_part(rehearsal):
     assert statuses == {name: others.get(name, "done") for name in statuses}
     assert {item["part"] for item in report["items"]} == set(PARTS) - {"build"}
     page = (rehearsal / "report.md").read_text()
-    assert "A rehearsal in miniature" in page and "### MDA(63, 2)" in page
+    assert "A rehearsal in miniature" in page and "| MDA(63, 2) | 1x64x64 |" in page
     for name, part in PARTS.items():
         assert (f"\n## {part.title}\n" in page) == (name != "build")
     assert "## Problems" not in page
-    names = {"report.json", "report.md", "report.png", "report.tar.gz"}
+    names = {"report.json", "report.md", "report.tar.gz"}
     assert {path.name for path in rehearsal.iterdir()} == names  # as much as can be carried home
-    assert (rehearsal / "report.png").read_bytes().startswith(b"\x89PNG")
     with tarfile.open(rehearsal / "report.tar.gz") as archive:
         folders = {name.partition("/")[0] for name in archive.getnames()}
     assert folders == {"parts", "logs", "configs"}
@@ -337,16 +293,15 @@ def test_a_rehearsal_runs_every_part(rehearsal):
 
 def test_a_rehearsal_times_every_form(rehearsal):
     report = json.loads((rehearsal / "report.json").read_text())
-    measured = [item for item in report["items"] if "case" in item]
-    assert {item["case"]["group"] for item in measured} == set(GROUPS) - {"max-autotune"}
-    assert {item["case"]["part"] for item in measured} == {"networks", "modules", "operators"}
-    forms = [form for item in measured for form in item["data"]["candidates"]]
+    cases = [item["data"] for item in report["items"] if item["part"] in ("networks", "modules")]
+    assert {case["group"] for case in cases} == set(GROUPS) - {"max-autotune"}
+    forms = [form for case in cases for form in case["candidates"]]
     timed = [form for form in forms if "timing" in form]
     ours = {"native", "native-dependent", "native-carve-out", "native-threads", "auto"}
     assert {form["name"] for form in timed} == {"eager", "channels_last", "compile"} | ours
     assert all(form["match"] and form["timing"]["ms"] > 0 for form in timed)
     reasons = {f["name"]: f["reason"] for f in forms if f["status"] == "unavailable"}
-    assert set(reasons) == {"cudnn-relu", "triton", "triton-graph"}
+    assert set(reasons) == {"triton"}
     assert reasons["triton"].startswith("backend triton")
 
 
@@ -364,25 +319,27 @@ def test_a_second_run_takes_up_the_first(rehearsal):
 
 def test_the_page_can_be_written_again(rehearsal):
     page = (rehearsal / "report.md").read_text()
-    for name in ("report.md", "report.png"):
-        (rehearsal / name).unlink()
+    (rehearsal / "report.md").unlink()
     assert gpu_report.main(["--from", str(rehearsal / "report.json")]) == 0
     assert (rehearsal / "report.md").read_text() == page
-    assert (rehearsal / "report.png").exists()
 
 
 def test_a_process_that_dies_loses_its_item_alone(tmp_path, monkeypatch):
-    """pytest is a stand-in that measures two items, and dies in the third the first time."""
+    """pytest is a stand-in that measures its own items, and dies in the third the first time."""
     session = Session(state_of(tmp_path, started=time.time()))
     died: list[str] = []
+    environments: list[dict[str, str]] = []
 
     def run_pytest(command: list[str], log: None, limit_s: float, environment: Any) -> int:
-        child = Session(json.loads(environment["FASSD_GPU_REPORT"]))
-        for index, item in enumerate(child.pending()):
+        child = Session(json.loads(environment.pop(SESSION)))
+        environments.append(environment)
+        for index, item in enumerate(gpu_report.own_items(child)):
+            assert item.environment == environment
             if index == 2 and not died:
                 died.append(item.name)
-                running = {"name": item.name, "begun": time.time(), "limit_s": 60.0}
-                (child.work / "running.json").write_text(json.dumps(running))
+                monkeypatch.setattr(Session, "perform", lambda *_: sys.exit(9))
+                with pytest.raises(SystemExit):
+                    child.turn(item)
                 return -9
             child.save(item, {"status": "unavailable", "reason": "a stand-in"})
         return 0
@@ -391,6 +348,8 @@ def test_a_process_that_dies_loses_its_item_alone(tmp_path, monkeypatch):
     gpu_report.supervise(session)
     statuses = statuses_of(tmp_path)
     assert statuses.pop(died[0]) == "failed" and set(statuses.values()) == {"unavailable"}
+    # Switched kernels have a process of their own.
+    assert [e for e in environments if e] == [*SWITCHED.values(), SWITCHED["dependent"]]
 
 
 def test_nothing_is_started_without_time(tmp_path, monkeypatch):

@@ -8,8 +8,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,23 +17,16 @@ import torch
 
 from benchmarks import tools
 from benchmarks.gpu_report import judged
-from benchmarks.plan import PARTS
 from benchmarks.probes import count_launches, parse_counters
-from benchmarks.tools import CONFIGS, ProgramError, Visit, conformance, findings, sanitize, tune
+from benchmarks.report import PARTS
+from benchmarks.tools import CONFIGS, ProgramError, Visit, conformance, findings, memcheck, tune
 from fassd.bench.candidates import UnavailableError
 from fassd.bench.cases import Bench
 from fassd.models.clock import Sampling
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 def visit(folder: Path, limit_s: float = 60.0) -> Visit:
     return Visit(Bench(torch.device("cpu"), Sampling()), folder, folder, limit_s)
-
-
-def shown(part: str, data: dict[str, Any]) -> str:
-    """The section of a report that holds this data."""
-    return PARTS[part].section({"items": [{"part": part, "data": data}]}, part)
 
 
 # --- the build and the tuner ----------------------------------------------------------------------
@@ -63,26 +54,23 @@ OPTIONS = "--model fassd_net --size 1024x2048 --dtype float16 --batch 1 --budget
 
 
 @pytest.mark.parametrize(
-    ("backends", "name", "content", "options", "log"),
+    ("part", "name", "content", "options"),
     [
-        (False, "a.json", {"configurations": {"a": {}, "b": {}}}, OPTIONS, "tune.log"),
+        ("tune", "a.json", {"configurations": {"a": {}, "b": {}}}, OPTIONS),
         # These have a table of their own.
-        (True, "backends/a.json", {"median_us": {"a": {}, "b": {}}}, f"{OPTIONS} --backends",
-         "choices.log"),
+        ("choices", "backends/a.json", {"median_us": {"a": 1, "b": 2}}, f"{OPTIONS} --backends"),
     ],
-)  # fmt: skip
-def test_tuning_gets_its_budget_and_folder(
-    tmp_path, monkeypatch, backends, name, content, options, log
-):
+)
+def test_tuning_gets_its_budget_and_folder(tmp_path, monkeypatch, part, name, content, options):
     run = Started(0, name, content)
     monkeypatch.setattr(tools, "run_logged", run)
-    data = PARTS["choices" if backends else "tune"].measure(
-        visit(tmp_path), model="fassd_net", **PLACE
-    )
+    data = PARTS[part].measure(visit(tmp_path), model="fassd_net", **PLACE)
     assert data["tables"] == {name: 2}
     ((command, *rest),) = run.calls
     assert command.endswith(f"fassd_kernels.tune {options}")
-    assert rest == [log, 60.0, {CONFIGS: str(tmp_path)}]
+    assert rest == ["tuning.log", 60.0, {CONFIGS: str(tmp_path)}]
+    shown = f"| `{data['command']}` | {name} | 2 |"
+    assert shown in PARTS[part].section([data])
 
 
 @pytest.mark.parametrize(("code", "message"), [(3, "code 3:\ncompiling"), (0, "no table")])
@@ -103,7 +91,7 @@ def test_the_kernels_are_built_for_the_card_on_all_cores(tmp_path, monkeypatch):
     wanted = {"FASSD_KERNELS_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "9.0"}
     assert environment == {**wanted, "MAX_JOBS": str(os.cpu_count())}
     run.code = 1
-    with pytest.raises(ProgramError, match="the build ended with code 1"):
+    with pytest.raises(ProgramError, match="build ended with code 1"):
         tools.build(visit(tmp_path))
 
 
@@ -181,9 +169,10 @@ def install_tool(tmp_path, monkeypatch) -> Callable[[str, str], Path]:
     return write
 
 
+FORWARD = {"network": "fassd_net", "batch": 1}
+
 # Everything behind the options is the program that is watched: it begins with Python's path.
 WATCH = """
-if [ "$1" = --help ]; then echo "  --kernel-regex arg  Filter"; exit 0; fi
 while [ $# -gt 0 ]; do
   case "$1" in
     --log-file) log="$2"; shift 2;;
@@ -209,81 +198,22 @@ MEMCHECK = """\
 ========= ERROR SUMMARY: 12 errors
 ========= ERROR SUMMARY: 10 errors were not printed. Use --print-limit option to adjust the number
 """
-RACECHECK = """\
-========= COMPUTE-SANITIZER
-========= Error: Race reported between Write access at fassd::cuda::pair_kernel()+0x90 in pair.cuh:7
-=========     and Read access at fassd::cuda::pair_kernel()+0xa0 in pair.cuh:9 [32 hazards]
-=========
-========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)
-"""
-WATCHED = """
-import os
-def test_table(): assert os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1"
-def test_layouts(): raise AssertionError("left out")
-"""
 
 
-def test_a_sanitizers_findings_are_counted_and_quoted(tmp_path, install_tool):
-    planted, suite = tmp_path / "planted", tmp_path / "test_suite.py"
+def test_findings_of_memcheck_are_counted_and_quoted(tmp_path, install_tool):
+    planted = tmp_path / "planted"
     planted.write_text(MEMCHECK)
-    suite.write_text(WATCHED)
-    noted = install_tool("compute-sanitizer", f'{WATCH}cp {planted} "$log"\nexec "$@"\n')
-    data = sanitize(visit(tmp_path), "memcheck", str(suite), ["-ktest_table"])
+    noted = install_tool("compute-sanitizer", f'{WATCH}cp {planted} "$log"\n')
+    data = memcheck(visit(tmp_path), **FORWARD)
     arguments = noted.read_text().splitlines()
-    assert data["counts"] == {"passed": 1} and data["finished"]
     assert data["findings"] == 12 and len(data["quoted"]) == 2
     first = data["quoted"][0].splitlines()
     assert first[0] == "Invalid __global__ read of size 4 bytes"
     assert "convolution_kernel" in first[1] and not any("Host Frame" in line for line in first)
-    assert arguments[:2] == ["--tool", "memcheck"]
-    assert arguments[arguments.index("--kernel-regex") + 1] == f"kns={tools.OURS}"
-    assert PARTS["sanitizer"].faults(data) == ["12 findings"]
-    page = shown("sanitizer", data)
-    assert "| memcheck | 1 | 0 | 12 |" in page and "Invalid __global__ write of size 2" in page
-
-
-def test_the_search_for_unwritten_memory_sees_all_kernels(tmp_path, install_tool, monkeypatch):
-    install_tool("compute-sanitizer", WATCH)
-    calls: list[Any] = []
-
-    def run(*arguments: Any) -> dict[str, Any]:
-        calls.append(arguments[-2:])
-        return {"counts": {"passed": 1}}
-
-    monkeypatch.setattr(tools, "conformance", run)
-    assert sanitize(visit(tmp_path), "initcheck", "tests", [])["findings"] == 0
-    ((under, environment),) = calls
-    assert under[1:3] == ["--tool", "initcheck"]
-    assert not any(argument.startswith("kns=") for argument in under)
-    # The suite fills new memory with NaN, which would count as written.
-    assert environment["CONFORMANCE_UNPOISONED"] == "1"
-
-
-def test_the_suite_can_leave_new_memory_unwritten(tmp_path):
-    """Its own fixture, in a run of its own."""
-    folder = ROOT / "tests" / "conformance"
-    (tmp_path / "test_memory.py").write_text(
-        "import torch\n"
-        "def test_new_memory(poisoned_memory):\n"
-        "    assert not torch.utils.deterministic.fill_uninitialized_memory\n"
-    )
-    environment = {"CONFORMANCE_UNPOISONED": "1"}
-    plugin = ["-p", "conformance.conftest", "-p", "no:cacheprovider", f"--rootdir={tmp_path}"]
-    search = os.pathsep.join([str(folder.parent), str(ROOT)])
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", *plugin, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": search, **environment},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout
-
-
-def test_races_are_counted():
-    found = findings(RACECHECK)
-    assert found["findings"] == 1
-    assert found["quoted"][0].startswith("Error: Race reported between Write access at fassd")
-    assert found["quoted"][0].endswith("[32 hazards]")
+    assert arguments[:2] == ["--tool", "memcheck"] and json.loads(arguments[-1]) == FORWARD
+    assert PARTS["memcheck"].faults(data) == ["12 findings"]
+    page = PARTS["memcheck"].section([data])
+    assert "fassd_net: 12 findings" in page and "Invalid __global__ write of size 2" in page
 
 
 def test_what_was_printed_counts_where_the_tool_was_stopped():
@@ -295,19 +225,16 @@ def test_a_tool_that_cannot_watch_is_no_failure_of_ours(tmp_path, install_tool):
     trouble = "========= Error: Unable to attach: no permission"
     install_tool("compute-sanitizer", f'{WATCH}echo "{trouble}" > "$log"\nexit 1\n')
     with pytest.raises(UnavailableError, match="Unable to attach"):
-        sanitize(visit(tmp_path), "memcheck", str(tmp_path / "none.py"), [])
+        memcheck(visit(tmp_path), **FORWARD)
+    install_tool("compute-sanitizer", "exit 3\n")
+    with pytest.raises(ProgramError, match="memcheck ended with code 3"):
+        memcheck(visit(tmp_path), **FORWARD)
 
 
-@pytest.mark.parametrize(
-    ("part", "arguments", "name"),
-    [
-        ("sanitizer", {"tool": "memcheck", "suite": "tests"}, "compute-sanitizer"),
-        ("counters", {"network": "fassd_net"}, "ncu"),
-    ],
-)
-def test_a_missing_tool_is_said_to_be_missing(tmp_path, install_tool, part, arguments, name):
+@pytest.mark.parametrize(("part", "name"), [("memcheck", "compute-sanitizer"), ("counters", "ncu")])
+def test_a_missing_tool_is_said_to_be_missing(tmp_path, install_tool, part, name):
     with pytest.raises(UnavailableError, match=f"^{name} is not installed"):
-        PARTS[part].measure(visit(tmp_path), **arguments)
+        PARTS[part].measure(visit(tmp_path), **FORWARD)
 
 
 # --- counters -------------------------------------------------------------------------------------
@@ -368,17 +295,17 @@ def test_the_counters_of_all_launches_are_kept(tmp_path, install_tool):
     durations = [str(1000 * (1 + index % 7)) for index in range(60)]
     planted.write_text(ncu_page(durations))
     noted = install_tool("ncu", f'{WATCH}cp {planted} "$log"\n')
-    data = count_launches(visit(tmp_path), network="fassd_net", batch=1)
+    data = count_launches(visit(tmp_path), **FORWARD)
     assert (data["launches"], data["us"]) == (60, pytest.approx(sum(map(float, durations)) / 1e3))
     assert [launch["index"] for launch in data["rows"]] == list(range(60))
     arguments = noted.read_text().splitlines()
     assert arguments[:4] == ["--clock-control", "none", "--profile-from-start", "off"]
     sections = {b for a, b in itertools.pairwise(arguments) if a == "--section"}
     assert sections >= {"SpeedOfLight", "MemoryWorkloadAnalysis", "Occupancy", "WarpStateStats"}
-    assert json.loads(arguments[-1]) == {"network": "fassd_net", "batch": 1}
-    figures = "52% | 42% | 33% | 25% | 62% | 1048576 | long_scoreboard | 75% | 25%"
+    assert json.loads(arguments[-1]) == FORWARD
+    figures = "52% | 42% | 33% | 25% | 62% | 1048576 | long_scoreboard | 75 | 25"
     row = f"| 6 | convolution_kernel<6> | 7.000 | {figures}"
-    page = shown("counters", data)
+    page = PARTS["counters"].section([data])
     assert f"{row} | 128 | - |" in page
     # The page has the slowest ones.
     assert page.count("| convolution_kernel<") == 12 and "convolution_kernel<0>" not in page

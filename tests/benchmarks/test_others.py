@@ -12,7 +12,7 @@ from benchmarks import others
 from fassd.bench import stopwatch
 from fassd.bench.others import OTHERS, OtherNetwork
 
-QUICK = ("--sizes", "64x96", "--ways", "eager,ours", "--repeats", "1", "--no-memory")
+QUICK = ("--sizes", "64x96", "--ways", "eager", "ours", "--repeats", "1", "--no-memory")
 
 
 @pytest.fixture

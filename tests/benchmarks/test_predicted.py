@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from benchmarks import predicted
-from benchmarks.predicted import TARGETS, load_predictions, predicted_figure
 from fassd.models import list_models
 from fassd_kernels.triton import availability
 
@@ -36,17 +35,7 @@ def test_files(tmp_path, monkeypatch, capsys):
     text = (tmp_path / "new" / "cuda-h200.md").read_text()
     assert "nothing here was measured" in text
     assert f"| {1e3 * first['predicted_s']:.3f} | {1 / first['predicted_s']:.0f} |" in text
-    assert "| fassd_net | at most 0.5 ms |" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
-    # Three tables with their headers: targets of this network, networks, launches.
-    assert len(rows) == 3 * 2 + 2 + len(record["predictions"]) + len(first["rows"])
-
-
-def test_predictions_are_sane():
-    """Of the networks with a target; the larger one takes longer."""
-    predictions = load_predictions()
-    figures = [predicted_figure(target, predictions) for target in TARGETS]
-    net, light, batch = (figure for figure in figures if figure is not None)
-    assert 0.1 < light < net < 2 and 1 < batch < 8
-    known = {target.text for target, figure in zip(TARGETS, figures, strict=True) if figure}
-    assert known == {TARGETS[0].text, TARGETS[1].text, TARGETS[3].text}
+    # Two tables with their headers: networks, launches.
+    assert len(rows) == 2 * 2 + len(record["predictions"]) + len(first["rows"])
+    assert 1e-4 < first["predicted_s"] < last["predicted_s"] < 8 * first["predicted_s"]

@@ -10,7 +10,6 @@ from fassd.bench import layers as layer_report
 from fassd.bench import run as bench
 from fassd.bench import stopwatch
 from fassd.bench.costs.roofline import Machine
-from fassd.cli.bench import with_command
 
 SMALL = ("--model", "fassd_net_l2", "--size", "64x96", "--repeats", 2, "--warmup", 0)
 
@@ -29,19 +28,17 @@ def known_machine(monkeypatch):
 
 def test_peers_prints_a_table_and_writes_files(tmp_path, succeed, monkeypatch):
     monkeypatch.setattr(stopwatch, "SETTLE", 0)
-    files = {"--json": tmp_path / "new" / "peers.json", "--plot": tmp_path / "new" / "peers.png"}
+    path = tmp_path / "new" / "peers.json"
     result = succeed(
         "bench", "peers", *SMALL, "--no-memory", "--only", "eager,ours",
         "--dtype", "bfloat16,float16",
-        "--batches", "2", "--sizes", "96x64", *(x for pair in files.items() for x in pair),
+        "--batches", "2", "--sizes", "96x64", "--json", path,
     )  # fmt: skip
     for words in ("eager NCHW", "ours bfloat16", "ours float16 labels", "match", "2 x 96x64"):
         assert words in result.stdout
-    record = json.loads(files["--json"].read_text())
+    record = json.loads(path.read_text())
     (comparison,) = record["comparisons"]
     assert (comparison["job"]["size"], comparison["job"]["batch"]) == ([96, 64], 2)
-    with Image.open(files["--plot"]) as image:
-        assert image.format == "PNG"
 
 
 def test_what_was_measured_before_ctrl_c_is_kept(tmp_path, run_fassd, monkeypatch):
@@ -140,16 +137,16 @@ def test_layers_prints_and_writes_files(tmp_path, succeed, known_machine):
         ("peers --dtype float16,int8", "'int8' is not one of float32, float16, bfloat16"),
         ("peers --only eager,warp", "unknown candidate 'warp', known are eager"),
         ("peers --all --weights cityscapes", "--weights is for one network: leave out --all"),
-        ("peers --only ours --plot x.png", "add eager to --only"),
         ("peers -m net.onnx", "--model: only `fassd bench run` takes an exported file"),
         ("layers --plot x.jpg", "--plot must be the name of a PNG file"),
         ("layers -m net.onnx", "--model: only `fassd bench run` takes an exported file"),
         ("run --dtype float16,float32", "'float16,float32' is not one of"),
         ("peers --layers", "No such option: --layers"),
-        ("--peers --layers", "No such option: --layers"),
+        ("--peers", "No such option: --peers"),
         ("peers --compile", "No such option: --compile"),
         ("layers --device cuda", "No such option: --device"),
         ("run --plot x.png", "No such option: --plot"),
+        ("peers --plot x.png", "No such option: --plot"),
         ("run --sizes 64x96", "No such option: --sizes"),
         (
             "run --module networks",
@@ -166,35 +163,6 @@ def test_layers_prints_and_writes_files(tmp_path, succeed, known_machine):
 )
 def test_mistakes_show_before_any_work(refusal, no_work, options, message):
     assert message in refusal("bench", *options.split())
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("", "run"),
-        ("-m fassd_net_l2 --no-memory", "run -m fassd_net_l2 --no-memory"),
-        ("--size 64x96 --peers --only eager", "peers --size 64x96 --only eager"),
-        ("--layers --no-memory --threads 1", "layers --threads 1"),
-        ("--layers --predict h200 --batch 8", "launches h200 --batch 8"),
-        ("--batch 8 --predict=h200 --layers", "launches h200 --batch 8"),
-        ("--json b.json --against a.json", "compare a.json --json b.json"),
-        ("--against=a.json --peers --no-memory", "compare a.json"),
-    ],
-)
-def test_old_spellings_are_taken_with_a_warning(capsys, old, new):
-    assert with_command(old.split()) == new.split()
-    warning = capsys.readouterr().err
-    assert warning.count("\n") == 1
-    assert f"write fassd bench {new.split()[0]}" in warning
-    assert with_command(new.split()) == new.split()
-    assert with_command(["--help"]) == ["--help"]
-    assert not capsys.readouterr().err
-
-
-def test_an_old_spelling_runs(succeed, jobs):
-    result = succeed("bench", *SMALL, "--no-memory")
-    assert result.stdout == "a report\n" and "warning: this spelling goes" in result.stderr
-    assert jobs[0].size == (64, 96)
 
 
 def test_plots_ask_for_matplotlib_before_any_work(refusal, no_work, monkeypatch, tmp_path):

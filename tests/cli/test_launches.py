@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import pytest
-from PIL import Image
 
 from fassd.bench import timeline
 from fassd.bench.timeline import Kernel, Timeline
@@ -39,15 +38,14 @@ def test_the_table(succeed, monkeypatch):
 
 def test_files_batch_and_type(succeed, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    files = {"--json": tmp_path / "new" / "l4.json", "--plot": tmp_path / "l4.png"}
+    path = tmp_path / "new" / "l4.json"
     result = succeed(
         *("bench", "launches", "l4", "--model", "fassd_net_l1", "--size", "192x384"),
-        *("--batch", 2, "--dtype", "bfloat16", "--classes", 7),
-        *(x for pair in files.items() for x in pair),
+        *("--batch", 2, "--dtype", "bfloat16", "--classes", 7, "--json", path),
     )
     assert result.stdout.startswith("fassd_net_l1, 2 x 192x384, bfloat16, labels, on NVIDIA L4")
     assert "px x" not in result.stdout and "…" not in result.stdout
-    record = json.loads(files["--json"].read_text())
+    record = json.loads(path.read_text())
     assert (record["gpu"], record["batch"], record["dtype"]) == ("NVIDIA L4", 2, "bfloat16")
     assert record["job"]["size"] == [192, 384]
     assert record["rows"][0]["bytes"] == 2 * (2 * (3 * 192 * 384 + 16 * 64 * 128) + 9 * 3 * 16)
@@ -55,38 +53,6 @@ def test_files_batch_and_type(succeed, tmp_path, monkeypatch):
     assert sum(row["count"] for row in record["rows"]) == record["launches"]
     times = sum(row["predicted_s"] for row in record["rows"])
     assert times == pytest.approx(record["predicted_s"])
-    with Image.open(files["--plot"]) as image:
-        assert image.format == "PNG"
-
-
-def counts_of(path, launches, kernel=None):
-    """A file of twice the instructions that the model says, split among two parts."""
-    rows = [
-        {
-            "kernel": f"{kernel or launch.kernel}<__half, 2>",
-            "parts": {"copy": launch.instructions, "other": launch.instructions},
-        }
-        for launch in launches
-    ]
-    path.write_text(json.dumps(rows))
-    return path
-
-
-def test_counts_beside_the_model(succeed, refusal, tmp_path):
-    from fassd.bench.costs.cuda import find_device, predict_network
-
-    launches = predict_network("fassd_net_l2", 64, 128, find_device("h200")).launches
-    small = (*LAUNCHES, "--size", "64x128", "--counts")
-    path, record = tmp_path / "counts.json", tmp_path / "record.json"
-    result = succeed(*small, counts_of(path, launches), "--json", record)
-    assert "counted" in result.stdout and "2.00x" in result.stdout
-    first = json.loads(record.read_text())["rows"][0]
-    assert first["counted"] == pytest.approx(2 * first["instructions"])
-    for other in (counts_of(path, launches[1:]), counts_of(path, launches, "other_kernel")):
-        assert "of other kernels than" in refusal(*small, other)
-    path.write_text("[1]")
-    assert "no counts of launches" in refusal(*small, path)
-    assert "nowhere.json" in refusal(*small, tmp_path / "nowhere.json")
 
 
 def test_measured_beside_predicted(succeed, monkeypatch, tmp_path):
@@ -103,7 +69,7 @@ def test_measured_beside_predicted(succeed, monkeypatch, tmp_path):
     monkeypatch.setattr(timeline, "unmeasurable", lambda _: "")
     monkeypatch.setattr(timeline, "time_network", time_network)
     path = tmp_path / "h200.json"
-    options = ("--size", "64x128", "--repeats", 3, "--json", path, "--plot", tmp_path / "x.png")
+    options = ("--size", "64x128", "--repeats", 3, "--json", path)
     result = succeed(*LAUNCHES, *options)
     assert asked == [(3, 19, 2)]
     assert "measured 0.250 ms: 4000 frames/s" in result.stdout

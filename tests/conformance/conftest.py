@@ -154,9 +154,7 @@ def poisoned_memory() -> Iterator[None]:
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # A tool that looks for reads of unwritten memory must not see it written.
-    unpoisoned = bool(os.environ.get("CONFORMANCE_UNPOISONED"))
-    torch.utils.deterministic.fill_uninitialized_memory = not unpoisoned
+    torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.utils.deterministic.fill_uninitialized_memory = fill
     torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)

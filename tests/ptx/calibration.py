@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -20,12 +22,14 @@ from ptx.build import CSRC
 from ptx.count import Counted, count_calls
 from torch import Tensor
 
-from benchmarks.variants import COPIES, FUSION, VARIABLE, setting
 from fassd.bench.costs.cuda import HALF, Model
 from fassd_kernels import ops
 from fassd_kernels.triton.device import SHARED, device_named
 from fassd_kernels.tuning.calls import record_network
 
+VARIABLE = "FASSD_KERNELS_CUDA_VARIANT"
+FUSION = "FASSD_KERNELS_CUDA_FUSION"
+COPIES = "FASSD_KERNELS_CUDA_COPIES"
 TABLE = CSRC / "plan" / "instructions.def"
 UNIT = re.compile(r"^UNIT\((\w+), (\w+), ([\d.]+)\)", re.M)
 # A small picture on a GPU of few multiprocessors is cut into blocks as a large one on a large GPU.
@@ -172,13 +176,14 @@ def calibrate(path: Path = TABLE) -> str:
     pairs = []
     for name in NETWORKS:
         for fusion in ("always", "never"):
-            with setting(FUSION, fusion):
+            with mock.patch.dict(os.environ, {FUSION: fusion}):
                 pairs += pairs_of(name, SIZE)
     for call in OTHERS:
         pairs += pairs_of_call(call)
     # Whatever the plans take today, tomorrow's figures decide among all kernels.
     for variant, copies in itertools.product(compiled(), ("", "threads")):
-        with setting(VARIABLE, variant), setting(FUSION, "always"), setting(COPIES, copies):
+        forced = {VARIABLE: variant, FUSION: "always", COPIES: copies}
+        with mock.patch.dict(os.environ, forced):
             for call in FORCED:
                 pairs += pairs_of_call(call)
     found = fitted(pairs, units)

@@ -1,10 +1,10 @@
 """Warp instructions that launches execute, and what it takes to issue them.
 
 ``python -m ptx.count fassd_net --size 1024x2048``, with the environment of ``make ptx-count``: for
-each launch of a network, by part of the kernel, and over the banks of shared memory; ``--json``
-writes what ``fassd bench launches --counts`` sets beside the time model. ``--calibrate`` counts
-launches of every kind and writes the model's figures, ``csrc/plan/instructions.def``; ``--budget``
-writes what each kernel may execute, ``instruction_budget.json``. ``make ptx-calibrate`` does both.
+each launch of a network, by part of the kernel, and over the banks of shared memory.
+``--calibrate`` counts launches of every kind and writes the model's figures,
+``csrc/plan/instructions.def``; ``--budget`` writes what each kernel may execute,
+``instruction_budget.json``. ``make ptx-calibrate`` does both.
 
 What is counted is PTX, each instruction as so many of the machine code's (`machine_instructions`).
 Parts are told by the functions that instructions come from, which nvcc names with ``-lineinfo``.

@@ -9,16 +9,15 @@ it answers for the difference.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
+from unittest import mock
 
 import torch
 from conformance import cases
 from conformance.harness import Call
-from ptx.calibration import Pair, pairs_of_call
-
-from benchmarks.variants import COPIES, FUSION, VARIABLE, setting
+from ptx.calibration import COPIES, FUSION, VARIABLE, Pair, pairs_of_call
 
 PATH = Path(__file__).with_suffix(".json")
 SLACK = 1.03  # of other releases of nvcc, and of what does not matter
@@ -82,9 +81,7 @@ def calls() -> Iterator[tuple[dict[str, str], torch.dtype, Call]]:
 
 def launches_of(environment: dict[str, str], dtype: torch.dtype, call: Call) -> list[Pair]:
     """What a call launches."""
-    with ExitStack() as stack:
-        for name, value in environment.items():
-            stack.enter_context(setting(name, value))
+    with mock.patch.dict(os.environ, environment):
         return pairs_of_call(call, dtype)
 
 

@@ -14,7 +14,6 @@ after padding at the full rate; plus the gap to the next launch of a graph.
 
 from __future__ import annotations
 
-import functools
 import json
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -100,47 +99,6 @@ class Plan:
         return f"{pixels} px x {8 * self.n_tiles} ch, chunk {self.chunk}, {stages}"
 
 
-@dataclass(frozen=True)
-class Convolution:
-    """One convolution: ConvolutionShape in ``csrc/plan/plan.h``; pairs are (vertical, horizontal).
-
-    `out_size` is the size of the result before pooling.
-    """
-
-    batch: int
-    size: tuple[int, int]
-    channels: tuple[int, ...]
-    out_channels: int
-    kernel: tuple[int, int]
-    arithmetic: int
-    out_size: tuple[int, int]
-    stride: tuple[int, int] = (1, 1)
-    dilation: tuple[int, int] = (1, 1)
-    pool: int = 1
-
-    @classmethod
-    def of(cls, answer: dict[str, Any]) -> Convolution:
-        """Make it from an answer's `convolution`."""
-        pairs = {name: tuple(v) for name, v in answer.items() if isinstance(v, list)}
-        return cls(**{**answer, **pairs})
-
-    @functools.lru_cache(maxsize=4096)  # noqa: B019 - immutable, and a network repeats its shapes
-    def plan(self, limits: GpuLimits) -> Plan:
-        """Its plan on a GPU if launched alone."""
-        dtype = torch.float16 if self.arithmetic == HALF else torch.float32
-        like = torch.empty(0, dtype=dtype, device="meta")
-        answer = torch.ops.fassd_kernels_plan.conv_act(
-            [like.new_empty(self.batch, channels, *self.size) for channels in self.channels],
-            like.new_empty(self.out_channels, sum(self.channels), *self.kernel),
-            stride=self.stride,
-            dilation=self.dilation,
-            pool=self.pool,
-            gpu=limits,
-            allow_tf32=self.arithmetic == TF32,
-        )
-        return Plan(**json.loads(answer)[-1]["blocks"][0])
-
-
 # --- launches -------------------------------------------------------------------------------------
 
 
@@ -170,7 +128,6 @@ class PredictedLaunch:
         predicted: predicted seconds, including the gap to the next launch.
         bound: the part that takes longest: ``memory``, ``cache``, ``shared memory``,
             ``arithmetic``, ``issue``; or ``waiting``, if none of them is busy most of the time.
-        counted: number of warp instructions that were counted; None if they were not.
         measured: measured seconds on a GPU; None if not measured.
     """
 
@@ -199,7 +156,6 @@ class PredictedLaunch:
     issue: float
     predicted: float
     bound: str
-    counted: float | None = None
     measured: float | None = None
 
 
@@ -295,7 +251,7 @@ class Prediction:
         found: dict[PredictedLaunch, list[PredictedLaunch]] = {}
         for launch in self.launches:
             kind = launch.label.partition(" ")[0]
-            one = replace(launch, label=kind, counted=None, measured=None)
+            one = replace(launch, label=kind, measured=None)
             found.setdefault(one, []).append(launch)
         return [LaunchGroup(tuple(launches)) for launches in found.values()]
 

@@ -118,11 +118,8 @@ class Bars(NamedTuple):
     hatched: bool = False
 
 
-BarRow = tuple[str, Sequence[str], Sequence[Bars]]
-"""A title, the names of the groups, and the bars."""
-
 BAR_WIDTH = 8.0
-"""Width in inches for the groups of a row of the report's page."""
+"""Width in inches for the groups of a row."""
 
 
 def bar_figure(
@@ -135,56 +132,31 @@ def bar_figure(
     form: str = "{:.2f}",
     line: float | None = 1,
 ) -> Any:
-    """Groups of bars under one legend, in as many rows as the page's width requires."""
+    """Groups of bars under one legend, in as many rows as the width requires.
+
+    Args:
+        groups: names of the groups.
+        series: bars, each with its figure above it, upright.
+        unit: label of the vertical axes.
+        ink, paper: colours of text and background.
+        form: format of the figures.
+        line: height of a dashed line; None draws none.
+    """
     least = 0.9 if len(series) < 5 else 0.17 * (len(series) + 1.5)  # inches of a group
     count = ceil(len(groups) / max(1, int(BAR_WIDTH / least)))
     in_row = ceil(len(groups) / count)
-    rows: list[BarRow] = []
-    for first in range(0, len(groups), in_row):
-        shown = slice(first, first + in_row)
-        here = [bars._replace(heights=bars.heights[shown]) for bars in series]
-        rows.append(("", groups[shown], here))
-    size = (BAR_WIDTH + 1.2, 1 + 2.7 * count)
-    return bar_rows(rows, size, ink, paper, unit=unit, form=form, line=line, sharey=True)
-
-
-def bar_rows(
-    rows: Sequence[BarRow],
-    size: tuple[float, float] | None = None,
-    ink: str = BLACK,
-    paper: str = WHITE,
-    *,
-    title: str = "",
-    unit: str = "times as fast",
-    form: str = "{:.2f}",
-    line: float | None = 1,
-    sharey: bool = False,
-) -> Any:
-    """Rows of groups of bars, each bar with its figure above it, upright.
-
-    Args:
-        rows: contents of the rows.
-        size: width and height in inches; None for the size that the bars need.
-        ink, paper: colours of text and background.
-        title: heading of the whole figure.
-        unit: label of the vertical axes.
-        form: format of the figures.
-        line: height of a dashed line; None draws none.
-        sharey: True gives the rows a common scale.
-    """
-    if size is None:
-        # A bar contains its figure, upright at 7 points; a group is at least as wide as its name.
-        widths = (len(groups) * max(1.4, 0.17 * (len(s) + 1.5)) for _, groups, s in rows)
-        size = (max(8.0, 1.5 + max(widths)), 1.3 + 3.4 * len(rows))
-    with new_figure(size, ink, paper) as figure:
-        every_axes = figure.subplots(len(rows), sharey=sharey, squeeze=False)[:, 0]
-        for axes, (heading, groups, series) in zip(every_axes, rows, strict=True):
-            step = 1 / (len(series) + 1.5)  # a group is 1 wide, and a bar and a half are free
+    step = 1 / (len(series) + 1.5)  # a group is 1 wide, and a bar and a half are free
+    with new_figure((BAR_WIDTH + 1.2, 1 + 2.7 * count), ink, paper) as figure:
+        every_axes = figure.subplots(count, sharey=True, squeeze=False)[:, 0]
+        for row, axes in enumerate(every_axes):
+            shown = slice(row * in_row, (row + 1) * in_row)
+            names = groups[shown]
             for index, bars in enumerate(series):
                 offset = (index - (len(series) - 1) / 2) * step
+                heights = bars.heights[shown]
                 drawn = axes.bar(
-                    [group + offset for group in range(len(groups))],
-                    [height or 0 for height in bars.heights],
+                    [group + offset for group in range(len(names))],
+                    [height or 0 for height in heights],
                     width=step,
                     color=bars.colour,
                     edgecolor=paper,
@@ -192,18 +164,15 @@ def bar_rows(
                     hatch=HATCH if bars.hatched else None,
                     label=bars.label,
                 )
-                figures = ["" if height is None else form.format(height) for height in bars.heights]
+                figures = ["" if height is None else form.format(height) for height in heights]
                 axes.bar_label(drawn, figures, rotation=90, padding=3, fontsize=7, color=ink)
             if line is not None:
                 axes.axhline(line, color=ink, linewidth=1, linestyle="--")
-            axes.set_xticks(range(len(groups)), groups)
+            axes.set_xticks(range(len(names)), names)
             axes.tick_params("x", labelsize=9)
             axes.set_ylabel(unit)
-            axes.set_title(heading, fontsize=10)
             axes.margins(x=0.02, y=0.18)  # room above for the tallest bar's figure
-        if title:
-            figure.suptitle(title, fontsize=11)
-        legend_below(figure, max(3, int(size[0] / 2.2)), 9)
+        legend_below(figure, 4, 9)
     return figure
 
 
@@ -378,60 +347,44 @@ def finish(axes: Any, chart: Chart) -> None:
 
 # -------------------------------------------------------------------------------- horizontal bars
 
-Marks = tuple[str, Sequence[float], str, str]
-"""Label, position in each row, matplotlib's marker, colour."""
-
-
-def row_figure(
-    names: Sequence[str],
-    bars: tuple[str, Sequence[float]],
-    marks: Sequence[Marks],
-    unit: str,
-    title: str,
-    ink: str = BLACK,
-    paper: str = WHITE,
-    spread: Sequence[float] | None = None,
-) -> Any:
-    """Horizontal bars (label, lengths) from the top, each with its name and its marks."""
-    with new_figure((9, 2 + 0.26 * len(names)), ink, paper) as figure:
-        axes = figure.add_subplot()
-        rows = range(len(names))
-        label, lengths = bars
-        axes.barh(rows, lengths, xerr=spread, ecolor=ink, color=COLOURS["sky"], label=label)
-        for label, places, marker, colour in marks:
-            size = 11 if marker == "|" else 5
-            axes.plot(places, rows, marker, color=colour, markersize=size, label=label)
-        axes.set_yticks(rows, names)
-        axes.invert_yaxis()
-        axes.set_xlabel(unit)
-        axes.set_title(title, fontsize=11)
-        legend_below(figure, 3)
-    return figure
-
 
 def layer_figure(content: Mapping[str, Any], ink: str = BLACK, paper: str = WHITE) -> Any:
-    """The time of every fused call with its prediction and floor.
+    """The time of every fused call with its prediction and floor, from the top.
 
     Args:
         content: result of `fassd.bench.layers.LayerReport.to_json`.
         ink, paper: colours of text and background.
     """
     layers, where, job = content["layers"], content["environment"], content["job"]
-    times = {key: [1e3 * layer[key] for layer in layers] for key in LAYER_TIMES}
-    return row_figure(
-        [f"{layer['name']}  ({layer['kind']})" for layer in layers],
-        ("measured, median and half the interquartile range", times["median_s"]),
-        [
-            ("predicted", times["predicted_s"], "D", COLOURS["vermilion"]),
-            ("floor: arithmetic alone", times["arithmetic_floor_s"], "|", ink),
-        ],
-        "ms",
-        f"{job['model']}, {job['batch']}x3x{job['size'][0]}x{job['size'][1]}, {job['dtype']}, "
-        f"labels out\n{where['cpu']}, {where['threads']} threads, {where['date'][:10]}",
-        ink,
-        paper,
-        spread=times["spread_s"],
-    )
 
+    def milliseconds(key: str) -> list[float]:
+        return [1e3 * layer[key] for layer in layers]
 
-LAYER_TIMES = ("median_s", "spread_s", "predicted_s", "arithmetic_floor_s")
+    rows = range(len(layers))
+    with new_figure((9, 2 + 0.26 * len(layers)), ink, paper) as figure:
+        axes = figure.add_subplot()
+        axes.barh(
+            rows,
+            milliseconds("median_s"),
+            xerr=milliseconds("spread_s"),
+            ecolor=ink,
+            color=COLOURS["sky"],
+            label="measured, median and half the interquartile range",
+        )
+        marks = {"marker": "D", "linestyle": "", "color": COLOURS["vermilion"], "markersize": 5}
+        axes.plot(milliseconds("predicted_s"), rows, label="predicted", **marks)
+        marks |= {"marker": "|", "color": ink, "markersize": 11}
+        axes.plot(
+            milliseconds("arithmetic_floor_s"), rows, label="floor: arithmetic alone", **marks
+        )
+        axes.set_yticks(rows, [f"{layer['name']}  ({layer['kind']})" for layer in layers])
+        axes.invert_yaxis()
+        axes.set_xlabel("ms")
+        size = "x".join(map(str, (job["batch"], 3, *job["size"])))
+        axes.set_title(
+            f"{job['model']}, {size}, {job['dtype']}, labels out\n"
+            f"{where['cpu']}, {where['threads']} threads, {where['date'][:10]}",
+            fontsize=11,
+        )
+        legend_below(figure, 3)
+    return figure

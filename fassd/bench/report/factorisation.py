@@ -6,9 +6,8 @@ over a map twice and a 3x3 passes once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -78,41 +77,35 @@ class PlainMDA(nn.Module):
         return x + self.conv(self.norm(x))
 
 
-class Member(NamedTuple):
-    """A module at its position in FASSD-Net.
+class Group(NamedTuple):
+    """Modules that are compared, at one position in FASSD-Net.
 
     Attributes:
-        group: "context" or the MDA's position; only members of one group are compared.
-        name, alpha: name in tables, and DAPF's alpha.
-        build: function that makes it.
-        channels, reduction: number of channels of its input, and ratio of the picture's sides to
+        name: "context" or the MDA's position.
+        channels, reduction: number of channels of the input, and ratio of the picture's sides to
             the map's.
-        fused: True if there is a fused form.
+        members: name in tables, DAPF's alpha, and the function that makes it, of each module.
     """
 
-    group: str
     name: str
-    build: Callable[[], nn.Module]
     channels: int
     reduction: int
-    alpha: int | None = None
-    fused: bool = True
+    members: Sequence[tuple[str, int | None, Callable[[], nn.Module]]]
 
 
-def members() -> Iterator[Member]:
-    context = (CONTEXT_CHANNELS, CONTEXT_REDUCTION)
-    yield Member("context", "ASPP", partial(ASPP, CONTEXT_CHANNELS), *context)
+def groups() -> Iterator[Group]:
+    context: list[Any] = [("ASPP", None, partial(ASPP, CONTEXT_CHANNELS))]
     for alpha in ALPHAS:
-        yield Member("context", "DAPF", partial(DAPF, CONTEXT_CHANNELS, alpha), *context, alpha)
-        square = partial(SquareDAPF, CONTEXT_CHANNELS, alpha)
-        yield Member("context", "DAPF with 3x3", square, *context, alpha, fused=False)
+        context.append(("DAPF", alpha, partial(DAPF, CONTEXT_CHANNELS, alpha)))
+        context.append(("DAPF with 3x3", alpha, partial(SquareDAPF, CONTEXT_CHANNELS, alpha)))
+    yield Group("context", CONTEXT_CHANNELS, CONTEXT_REDUCTION, context)
     for channels, dilation, reduction in MDAS:
-        group = f"MDA({channels}, {dilation})"
-        place = (channels, reduction)
-        yield Member(group, "MDA", partial(MDA, channels, dilation), *place)
-        unfactorised = partial(SquareMDA, channels, dilation)
-        yield Member(group, "MDA with 3x3", unfactorised, *place, fused=False)
-        yield Member(group, "plain 3x3", partial(PlainMDA, channels), *place, fused=False)
+        members = (
+            ("MDA", None, partial(MDA, channels, dilation)),
+            ("MDA with 3x3", None, partial(SquareMDA, channels, dilation)),
+            ("plain 3x3", None, partial(PlainMDA, channels)),
+        )
+        yield Group(f"MDA({channels}, {dilation})", channels, reduction, members)
 
 
 def run_factorisation(
@@ -144,46 +137,42 @@ def run_factorisation(
     with torch_threads(threads), torch.no_grad():
         facts = {"environment": environment(), "size": size, "dtype": "float32", "notes": notes}
         modules: list[dict[str, Any]] = []
-        for name, group in groupby(members(), lambda member: member.group):
-            step(f"factorisation: {name}")
-            modules += measure_group(list(group), size, repeats, warmup, notes)
+        for group in groups():
+            step(f"factorisation: {group.name}")
+            modules += measure_group(group, size, repeats, warmup, notes)
     return {**facts, "modules": modules}
 
 
 def measure_group(
-    group: list[Member], size: tuple[int, int], repeats: int, warmup: int, notes: list[str]
+    group: Group, size: tuple[int, int], repeats: int, warmup: int, notes: list[str]
 ) -> list[dict[str, Any]]:
     """The entries of one group; adds the reason for a missing fused time to `notes`."""
     import fassd_kernels
 
     calls: dict[str, Callable[[], Tensor]] = {}
     entries: list[dict[str, Any]] = []
-    for index, member in enumerate(group):
+    shape = (1, group.channels, *(side // group.reduction for side in size))
+    for index, (name, alpha, build) in enumerate(group.members):
         torch.manual_seed(0)
-        shape = (1, member.channels, *(side // member.reduction for side in size))
         x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
-        module = member.build().apply(init_weights).eval()
+        module = build().apply(init_weights).eval()
         # torch's stub of Module.to has no overload of memory_format alone
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         calls[f"{index} eager"] = partial(module, x)
-        entries.append(
-            {
-                "group": member.group,
-                "name": member.name,
-                "alpha": member.alpha,
-                "map_shape": shape,
-                "macs": count_macs(module, shape),
-                "params": sum(parameter.numel() for parameter in module.parameters()),
-            }
-        )
-        if member.fused:
+        counts = {
+            "macs": count_macs(module, shape),
+            "params": sum(parameter.numel() for parameter in module.parameters()),
+        }
+        facts = {"group": group.name, "name": name, "alpha": alpha, "map_shape": shape}
+        entries.append({**facts, **counts})
+        if type(module) in (ASPP, DAPF, MDA):  # the others have no fused form
             fused = fassd_kernels.accelerate(module)
             expected = module(x)
             error = ((fused(x) - expected).norm() / expected.norm()).item()
             if error <= TOLERANCE:
                 calls[f"{index} fused"] = partial(fused, x)
             else:
-                notes.append(f"{member.name}: the fused output is off by {error:.1e}, not timed")
+                notes.append(f"{name}: the fused output is off by {error:.1e}, not timed")
     timings = stopwatch.compare(calls, repeats=repeats, warmup=warmup)
     for index, entry in enumerate(entries):
         for form in ("eager", "fused"):

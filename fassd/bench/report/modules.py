@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import takewhile
 from typing import Any
 
 from fassd.bench.costs.counts import Complexity, analyze
@@ -268,19 +267,16 @@ def benchmarks(results: Collection) -> Section:
         if "candidate" in facts:
             titles.setdefault(facts["candidate"], facts["title"])
             groups.setdefault(entry.value["group"], {})[facts["candidate"]] = entry.at("stats")
-    shared = shared_words(list(groups))
     rows = []
     for group, timed in groups.items():
         cells = [benchmark_cell(timed.get(candidate)) for candidate in titles]
-        name = group.removesuffix(", " + shared) if shared else group
         speedup = ratio(timed.get("native"), timed.get("eager"), strong=True, median="median")
-        rows.append((Cell(name), *cells, speedup))
+        rows.append((Cell(group), *cells, speedup))
     table = Table(
         ("group", *titles.values(), "speed-up"),
         rows,
-        f"{shared + ': m' if shared else 'M'}illiseconds, medians ± half the interquartile range; "
-        "each was compared with the float64 reference before it was timed. Speed-up: of ours over "
-        "eager.",
+        "Milliseconds, medians ± half the interquartile range; each was compared with the float64 "
+        "reference before it was timed. Speed-up: of ours over eager.",
     )
     return Section(title, (f"From `{command}`.",), (table,))
 
@@ -324,13 +320,6 @@ def namesakes_table(source: ResultsFile) -> Table:
     return Table.of(list(NAMESAKES), columns, caption)
 
 
-def shared_words(groups: Sequence[str]) -> str:
-    """Common ending of all groups' names, which are lists with commas."""
-    endings = [group.split(", ")[:0:-1] for group in groups]
-    shared = takewhile(lambda words: len(set(words)) == 1, zip(*endings, strict=False))
-    return ", ".join(reversed([words[0] for words in shared]))
-
-
 def benchmark_cell(stats: Figure | None) -> Cell:
     if stats is None:
         return Cell()
@@ -342,29 +331,19 @@ def benchmark_cell(stats: Figure | None) -> Cell:
 
 
 def gpus(results: Collection) -> Section:
-    """Measurements on GPUs, and the time model's predictions if there is such a file."""
+    """Measurements on GPUs."""
     blocks = [gpu_table(source.at("items"), source.content) for source in results.of("items")]
-    paragraphs = []
-    if not blocks:
-        paragraphs.append(
-            "Nothing was measured on a GPU yet. What follows is a prediction of a model of bytes, "
-            "operations and launches that no measurement has calibrated; `make gpu-report` "
-            "measures."
-        )
-    predicted = next(results.of("predictions"), None)
-    if predicted is not None:
-        blocks.append(prediction_table(predicted.at("predictions")))
     if not blocks:
         return missing("GPUs", "a GPU", "make gpu-report")
-    return Section("GPUs", paragraphs, blocks)
+    return Section("GPUs", (), blocks)
 
 
 def gpu_table(items: Figure, report: Mapping[str, Any]) -> Table:
     """Networks in a GPU's report: the time of every form."""
     forms = [
-        (item.value["case"], form)
+        (item.value["data"], form)
         for item in items.entries()
-        if item.value["part"] == "networks" and "candidates" in item.get("data", ())
+        if item.value["part"] == "networks" and item.get("data")
         for form in item.at("data", "candidates").entries()
         if "timing" in form.value
     ]
@@ -375,41 +354,12 @@ def gpu_table(items: Figure, report: Mapping[str, Any]) -> Table:
 
     columns: dict[str, Callable[[tuple[Any, Figure]], Cell | str]] = {
         "network": lambda each: f"`{each[0]['subject']}`",
-        "input": lambda each: input_of(each[0], each[0]["height"], each[0]["width"]),
+        "input": lambda each: "{batch}x3x{height}x{width} {dtype}".format(**each[0]),
         "form": lambda each: each[1].value["name"],
         "ms": lambda each: milliseconds(each[1]),
     }
     caption = f"Measured on {report.get('device', '')}, {str(report.get('date', ''))[:10]}."
     return Table.of(forms, columns, caption, names=3)
-
-
-def prediction_table(predictions: Figure) -> Table:
-    def text(entry: Figure, key: str, form: str, scale: float = 1) -> str:
-        return format(scale * entry.value[key], form)
-
-    def predicted(entry: Figure, key: str, form: str, scale: float = 1) -> Cell:
-        return Cell(text(entry, key, form, scale), (entry.at(key),), "predicted")
-
-    columns: dict[str, Callable[[Figure], Cell | str]] = {
-        "network": lambda e: f"`{e.value['network']}`",
-        "input": lambda e: input_of(e.value, *e.value["size"]),
-        "launches": lambda e: counted(text(e, "launches", ""), e.at("launches")),
-        "floor, ms": lambda e: counted(text(e, "floor_s", ".3f", 1e3), e.at("floor_s")),
-        "predicted, ms": lambda e: predicted(e, "predicted_s", ".3f", 1e3),
-        "predicted frames/s": lambda e: predicted(e, "predicted_frames_per_second", ".0f"),
-    }
-    return Table.of(
-        predictions.entries(),
-        columns,
-        f"Predicted for {predictions.value[0]['gpu']}, labels out; floor: every byte once at full "
-        "bandwidth, or every operation at the full rate.",
-        names=2,
-    )
-
-
-def input_of(case: Mapping[str, Any], height: int, width: int) -> str:
-    """The network's input and its type: "1x3x1024x2048 float16"."""
-    return f"{dimensions(case['batch'], 3, height, width)} {case['dtype']}"
 
 
 def dimensions(*sides: int) -> str:

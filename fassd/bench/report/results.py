@@ -17,7 +17,6 @@ KINDS = {
     "modules": "fassd report --measure",
     "accuracy": "python -m benchmarks.ablation",
     "benchmarks": "pytest benchmarks/ --benchmark-json",
-    "predictions": "python -m benchmarks.predicted",
     "items": "make gpu-report",
     "exported": "python -m benchmarks.exported",
     "load": "python -m benchmarks.serve_load",

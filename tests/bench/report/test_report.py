@@ -14,7 +14,6 @@ import pytest
 from bench.report.conftest import HERE, comparison, write_results
 
 from fassd.bench.report.build import build_page, write_report
-from fassd.bench.report.modules import shared_words
 from fassd.bench.report.networks import ablation, headline_table, others_table, scaling
 from fassd.bench.report.page import Cell, Page, Table
 from fassd.bench.report.results import Collection, collect
@@ -207,19 +206,6 @@ def test_a_page_is_about_the_machine_of_our_networks(results: Path) -> None:
     (results / "others.json").write_text(json.dumps(content))
     machine = collect([results]).machine
     assert machine is not None and machine[0] == "Some CPU"
-
-
-@pytest.mark.parametrize(
-    ("groups", "shared"),
-    [
-        (["dapf 1, 512x1024, float32", "dapf 2, 512x1024, float32"], "512x1024, float32"),
-        (["dapf 1, 512x1024, float16", "dapf 2, 512x1024, float32"], ""),
-        (["dapf, float16"], "float16"),
-        ([], ""),
-    ],
-)
-def test_what_all_groups_share_is_said_once(groups: list[str], shared: str) -> None:
-    assert shared_words(groups) == shared
 
 
 def test_files_are_written_whole(written: Written) -> None:
