@@ -1,6 +1,6 @@
 """Hooks of the documentation's build: pages made of what the repository has elsewhere.
 
-README, changelog, contributing guide, model cards and notes on results are pages as they stand; the
+README, changelog, contributing guide, model cards and notes on results are pages unchanged; the
 command line's page is made from the commands, the report's from the committed results. A link to a
 file that is no page becomes a link to the repository, if `repo_url` names one, else plain text.
 """

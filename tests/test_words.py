@@ -19,11 +19,15 @@ ROOMS = [
     *(f"fassd/{room}" for room in ("bench", "cli", "data", "evaluation")),
     *(f"fassd/{room}" for room in ("io", "models", "serve", "synth", "training")),
     "fassd_kernels",
+    "build_backend",
     "csrc/*.*",
+    "csrc/cpu/[!t]*.*",
     "csrc/cuda",
     "csrc/plan",
-    "docs/training-kernels.md",
-    "docs/own-data.md",
+    "docs",
+    "examples",
+    "scripts",
+    "*.md",
 ]
 NO_NOUN = (
     "about how|as of|at what|called|for what|for which|how|in what|of|on what|so|takes?|tells?|that"
@@ -44,7 +48,7 @@ WRONG = re.compile(rf"\b({'|'.join((*HABITS, *AMERICAN))})\b", re.IGNORECASE)
 # Not prose: code, quotations, keys before a colon, paths, dotted names, options, calls, addresses.
 NAMES = re.compile(
     r"^\s*\w+(, \w+)*: |``.*?``|`[^`]*`|\"[^\"]*\"|'\w+'|{.*?}|https?://\S+"
-    r"|\w*[_./]\w[\w./]*|--[\w-]+|\w+\("
+    r"|\w*[_./]\w[\w./]*|--[\w-]+|\w+\(|\w+Sanitizer|Lavin and Gray"
 )
 
 

@@ -321,7 +321,7 @@ def triton_graph(context: BuildContext, dtype: torch.dtype) -> Call:
 
     module = fused(context, dtype, "triton")
     if context.device.type != "cuda":
-        raise UnavailableError("graphs are CUDA's")
+        raise UnavailableError("CUDA graphs need a CUDA device")
     assert isinstance(module, nn.Module)
     return fassd_kernels.GraphRunner(module)
 

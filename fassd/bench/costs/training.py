@@ -1,4 +1,4 @@
-"""The possible gain of fused training kernels, by the time model: ``docs/training-kernels.md``."""
+"""The possible gain of fused training kernels, by the time model: ``docs/how/training.md``."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def check_codec(name: str, suffix: str) -> None:
         raise VideoError(f"no video encoder {name!r} here; there are {', '.join(here)}, ...")
     with av.open(io.BytesIO(), "w", format=FORMATS[suffix].muxer) as container:
         if name not in container.supported_codecs:
-            raise VideoError(f"a {suffix} file cannot hold what {name} encodes")
+            raise VideoError(f"a {suffix} file cannot hold what {name} encodes: change one")
 
 
 def check_exact(name: str, suffix: str) -> None:
