@@ -95,7 +95,9 @@ def linked(place: str, folder: Path, repository: str | None, match: re.Match[str
 
 def command_line() -> str:
     """Every command with its options, as Markdown, in a process of its own: colours off."""
-    command = [sys.executable, "-m", "typer", "fassd.cli", "utils", "docs", "--name", "fassd"]
+    whole = "core.TyperCommand.get_short_help_str.__defaults__ = (200,)"  # sentences are not cut
+    command = [sys.executable, "-c", f"from typer import cli, core; {whole}; cli.main()"]
+    command += ["fassd.cli", "utils", "docs", "--name", "fassd"]
     environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": "100", "PYTHONPATH": str(ROOT)}
     text = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True

@@ -17,7 +17,7 @@ ROOMS = [
     "benchmarks",
     "fassd/*.py",
     *(f"fassd/{room}" for room in ("bench", "cli", "data", "evaluation")),
-    *(f"fassd/{room}" for room in ("io", "models", "serve", "synth", "training")),
+    *(f"fassd/{room}" for room in ("io", "models", "serve", "synth", "training", "weights")),
     "fassd_kernels",
     "build_backend",
     "csrc/*.*",
@@ -28,6 +28,7 @@ ROOMS = [
     "examples",
     "scripts",
     "*.md",
+    "tests/ptx/*.md",
 ]
 NO_NOUN = (
     "about how|as of|at what|called|for what|for which|how|in what|of|on what|so|takes?|tells?|that"
