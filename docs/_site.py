@@ -1,6 +1,6 @@
 """Hooks of the documentation's build: pages made of what the repository has elsewhere.
 
-README, changelog, contributing guide, model cards and notes on results are pages as they stand; the
+README, changelog, contributing guide, model cards and notes on results are pages unchanged; the
 command line's page is made from the commands, the report's from the committed results. A link to a
 file that is no page becomes a link to the repository, if `repo_url` names one, else plain text.
 """
@@ -95,7 +95,9 @@ def linked(place: str, folder: Path, repository: str | None, match: re.Match[str
 
 def command_line() -> str:
     """Every command with its options, as Markdown, in a process of its own: colours off."""
-    command = [sys.executable, "-m", "typer", "fassd.cli", "utils", "docs", "--name", "fassd"]
+    whole = "core.TyperCommand.get_short_help_str.__defaults__ = (200,)"  # sentences are not cut
+    command = [sys.executable, "-c", f"from typer import cli, core; {whole}; cli.main()"]
+    command += ["fassd.cli", "utils", "docs", "--name", "fassd"]
     environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": "100", "PYTHONPATH": str(ROOT)}
     text = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True

@@ -20,7 +20,7 @@ def label(network: cv2.dnn.Net, picture: np.ndarray, size: tuple[int, int]) -> n
     """The class of every pixel.
 
     Args:
-        network: takes uint8 RGB (1, H, W, 3) and gives uint8 labels (1, H, W).
+        network: network from uint8 RGB (1, H, W, 3) to uint8 labels (1, H, W).
         picture: (height, width, 3) uint8 BGR, as OpenCV reads it.
         size: (H, W) that the network takes.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import re
 import shlex
@@ -20,6 +21,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import fassd
+import fassd_kernels.reference
 from fassd.cli import app
 from fassd.models.variants import GTX, TALK, VAL, VARIANTS, Report
 
@@ -179,6 +181,20 @@ def test_files_named_exist(document: Path) -> None:
             titles = re.findall(r"^#+ (.+)$", target.read_text(), re.M)
             slugs = [re.sub(r"[^\w\- ]", "", title).strip().lower() for title in titles]
             assert heading in [slug.replace(" ", "-") for slug in slugs], path
+
+
+def test_every_name_of_the_api_has_a_docstring() -> None:
+    entry = re.compile(r"^::: ([\w.]+)(?:\n    options: {members: \[([\w, ]+)\])?", re.M)
+    found = entry.findall((ROOT / "docs" / "api.md").read_text())
+    operators = {f"fassd_kernels.reference.{name}" for name in fassd_kernels.reference.__all__}
+    named = {re.sub(r"(reference\.)\w+\.", r"\1", name) for name, _ in found}
+    assert operators <= named
+    for name, members in found:
+        module, _, last = name.rpartition(".")
+        described = getattr(importlib.import_module(module), last)
+        listed = members.split(", ") if members else getattr(described, "__all__", [])
+        for each in (described, *(getattr(described, each) for each in listed)):
+            assert isinstance(each, (str, tuple, dict)) or inspect.getdoc(each), (name, each)
 
 
 def test_tables_and_plots_are_those_of_the_results(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,12 +18,18 @@ ROOMS = [
     "fassd/*.py",
     *(f"fassd/{room}" for room in ("bench", "cli", "data", "evaluation", "export")),
     *(f"fassd/{room}" for room in ("inference", "io", "models", "serve", "synth", "training")),
+    "fassd/weights",
     "fassd_kernels",
+    "build_backend",
     "csrc/*.*",
+    "csrc/cpu/[!t]*.*",
     "csrc/cuda",
     "csrc/plan",
-    "docs/training-kernels.md",
-    "docs/own-data.md",
+    "docs",
+    "examples",
+    "scripts",
+    "*.md",
+    "tests/ptx/*.md",
 ]
 NO_NOUN = (
     "about how|as of|at what|called|for what|for which|how|in what|of|on what|so|takes?|tells?|that"
@@ -44,7 +50,7 @@ WRONG = re.compile(rf"\b({'|'.join((*HABITS, *AMERICAN))})\b", re.IGNORECASE)
 # Not prose: code, quotations, keys before a colon, paths, dotted names, options, calls, addresses.
 NAMES = re.compile(
     r"^\s*\w+(, \w+)*: |``.*?``|`[^`]*`|\"[^\"]*\"|'\w+'|{.*?}|https?://\S+"
-    r"|\w*[_./]\w[\w./]*|--[\w-]+|\w+\("
+    r"|\w*[_./]\w[\w./]*|--[\w-]+|\w+\(|\w+Sanitizer|Lavin and Gray"
 )
 
 

@@ -111,7 +111,7 @@ Capability decide() {
   for (const auto& [name, wanted] : names) {
     if (std::string(asked) == name) {
       STD_TORCH_CHECK(offers(wanted), "FASSD_KERNELS_CPU is '", name,
-                      "', which this CPU does not offer");
+                      "', which this CPU does not offer; unset it for the best that it does");
       return wanted;
     }
   }

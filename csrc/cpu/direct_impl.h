@@ -54,8 +54,8 @@ StripPlan<T> plan_strip(const Conv<T>& conv, int64_t tiles) {
 }
 
 // A strip is as many tiles wide as its rows fit a part of the second level of the cache, up to
-// four: where the weights, which are read once per strip and row, are so many that they come from
-// the third level (1.9 MB in DAPF); and where channels are so few that beginning a row of a strip
+// four: it is wide where the weights, which are read once per strip and row, fill more than the
+// second level (1.9 MB in DAPF), and where channels are so few that beginning a row of a strip
 // costs more than the row (the stem's first layer, 3 to 16 channels).
 template <typename T>
 StripPlan<T> plan_strip(const Conv<T>& conv) {

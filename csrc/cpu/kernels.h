@@ -83,7 +83,7 @@ constexpr int64_t tile_side(Method method) {
 
 // How the weights of products of tiles lie. Terms of a row of taps that follow each other where a
 // row's columns do, with all their channels, are a stretch. For every 16 outputs, row of taps and
-// stretch there are so many tiles of 32 terms, [pair of terms][output][term of the pair], padded
+// stretch there are tiles of 32 terms, [pair of terms][output][term of the pair], padded
 // with zeros.
 struct TileLayout {
   static constexpr int64_t outputs = 16, terms = 32, values = outputs * terms;

@@ -28,7 +28,7 @@ struct Tap {
   int64_t index;
 };
 
-// Whether weights, so many values per pair of channels, come from the third level of the cache.
+// Whether weights, `values` per pair of channels, come from the third level of the cache.
 template <typename T>
 inline bool has_many_weights(const Conv<T>& conv, int64_t values) {
   constexpr int64_t bytes = 256 * 1024;
@@ -133,7 +133,7 @@ inline Multiply<T> pick_multiply(int64_t wanted, std::integer_sequence<int, outp
   return table[wanted - 1];
 }
 
-// The product for so many output channels, 1 to tile_outputs, and vectors of pixels, 1 or 2.
+// The product for 1 to tile_outputs output channels, and 1 or 2 vectors of pixels.
 template <typename T>
 inline Multiply<T> multiply_for(int64_t outputs, int64_t vectors, bool many) {
   constexpr auto all = std::make_integer_sequence<int, tile_outputs>();

@@ -34,8 +34,8 @@ class Weights {
   Weights(const char* op, const Tensor& weight, const OptionalTensor& packed,
           const Integers& stride = {1, 1}, const Integers& dilation = {1, 1});
   Weights(const Weights&) = delete;
-  // A convolution of `count` inputs to a result of so many rows and columns, without an epilogue;
-  // where it writes is for the caller to set.
+  // A convolution of `count` inputs to a result of `height` rows and `width` columns, without an
+  // epilogue; the caller sets where it writes.
   Conv<T> convolution(const Image* inputs, int64_t count, int64_t height, int64_t width) const;
 
  private:

@@ -22,8 +22,8 @@ namespace fassd::cpu {
 namespace {
 
 constexpr int64_t line = 64, huge_page = 2 << 20;
-// Pages above the highest address that was in use lately are given back, but for a little. "Lately"
-// is since the last mark but one; there is a mark every so many requests, some pictures.
+// Pages above the highest address in recent use are given back, except for `slack`. Recent means
+// since the last mark but one; there is a mark every requests_per_mark requests, a few pictures.
 constexpr int64_t requests_per_mark = 1024, slack = 8 << 20;
 
 int64_t round_up(int64_t bytes, int64_t step) {
@@ -41,8 +41,8 @@ int64_t physical_memory() {
   return std::numeric_limits<int64_t>::max() / 4;
 }
 
-// Under AddressSanitizer every block is the system's: it shall see each access beyond a block, or
-// after its life.
+// Under AddressSanitizer the system allocates every block, so that accesses beyond a block or after
+// its life are seen.
 #if defined(FASSD_RESERVES) && !defined(__SANITIZE_ADDRESS__)
 // Addresses for more than this machine's memory; pages come when they are first written. Null where
 // the system does not allow it: under a limit of addresses they are needed for other things, and
@@ -204,7 +204,7 @@ class Pool {
 };
 
 // Never destroyed: tensors may be freed after static objects are. A process that forks while
-// another thread is in here would leave its child a mutex that nobody unlocks.
+// another thread is in here would leave its child a mutex that stays locked.
 Pool& pool() {
   static Pool* const the_pool = [] {
     Pool* const made = new Pool;

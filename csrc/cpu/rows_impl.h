@@ -236,8 +236,8 @@ T load_planes(const Conv<T>& conv, int64_t n, int64_t y, const Columns& columns,
 
 // Cache lines that will be read or written soon. A strip jumps from row to row, which the
 // hardware's prefetchers do not foresee: waiting for lines took twice as long as all else that
-// loading does (1x1, 126 to 63 channels at 256x512: 8 of 20 ms on one core). They are asked for a
-// few at a time, between products, since a core waits for so many at once only.
+// loading does (1x1, 126 to 63 channels at 256x512: 8 of 20 ms on one core). They are
+// prefetched a few at a time, between products, since a core has few such requests under way.
 class Ahead {
  public:
   // Columns of row y of every input that has adjacent channels, or few of them.
@@ -270,7 +270,7 @@ class Ahead {
         (last - 1 - first) * conv.out.stride_w + conv.out_channels);
   }
 
-  // All lines are to be asked for in so many calls of `step`.
+  // Spreads the prefetches of all lines over that many calls of `step`.
   void spread(int64_t steps) { lines_ = (total_ + steps - 1) / larger(steps, 1); }
 
   void step() {

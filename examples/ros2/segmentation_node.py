@@ -7,7 +7,7 @@
 |---|---|---|
 | image, subscribed | sensor_msgs/msg/Image | rgb8, bgr8 or mono8; of several the newest |
 | labels | sensor_msgs/msg/Image | mono8, class indices; header as of the picture |
-| overlay | sensor_msgs/msg/Image | rgb8, drawn while somebody subscribes to it |
+| overlay | sensor_msgs/msg/Image | rgb8, drawn only for subscribers |
 | label_info | vision_msgs/msg/LabelInfo | names of the classes, once, latched |
 
 Parameters: model ("fassd_net_l2"), weights (a name, or a file of `fassd train`, which tells its

@@ -7,7 +7,7 @@
 
 writes
 
-    models/streets/config.pbtxt      inputs and outputs, and what the file tells of itself
+    models/streets/config.pbtxt      inputs and outputs, and how the file describes itself
     models/streets/1/model.onnx
 
 The classes, their colours and the normalisation are the parameter "fassd" of the model's
@@ -45,8 +45,8 @@ def config(name: str, data: Metadata) -> str:
     """The text of config.pbtxt.
 
     Args:
-        name: of the model, which its folder has, too.
-        data: of the file.
+        name: name of the model and of its folder.
+        data: metadata of the file.
     """
     taken, given = shapes(data)
     bytes_or_floats = {True: "TYPE_UINT8", False: "TYPE_FP32"}

@@ -150,7 +150,7 @@ def read_baseline(file: Path) -> Baseline:
         for part in results.comparisons:
             if runs_foreign_code(part.job.model):
                 raise ValueError(
-                    f"it was measured of {shown(part.job.model)}, code that no file may choose"
+                    f"it names the code {shown(part.job.model)}, which no file may choose to run"
                 )
             known = every_candidate(part.job.device) if results.peers else part.job.paths()
             unknown = next((name for name in part.by_name if name not in known), None)

@@ -19,7 +19,7 @@ from fassd.cli.terminal import escape, escape_lines, say, visible
 ABOUT_WEIGHTS = {
     None: "random weights: labels are meaningless until trained weights are given (--weights)",
     "streets": "streets weights, trained on CamVid's photographs and generated streets alone: "
-    "expect less on other streets (--weights cityscapes, or your own)",
+    "labels of other streets will be worse (--weights cityscapes, or your own)",
     "synthetic": "synthetic weights, trained on generated streets alone: for photographs use "
     "others (--weights streets, cityscapes, or your own)",
 }

@@ -46,6 +46,8 @@ OF_THE_TALK = ["fc_hardnet_70", "fassd_net", "fassd_net_l1", "fassd_net_l2"]
 Data = Annotated[
     str,
     typer.Option(
+        "--data",
+        "-d",
         metavar="CARD",
         help="A card (YAML), a shipped card's name, or a folder that holds Cityscapes "
         "(leftImg8bit/ and gtFine/) or a card.yaml.",

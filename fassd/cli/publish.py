@@ -20,9 +20,7 @@ def publish(
     repository: Annotated[str, typer.Argument(help="OWNER/NAME.")],
     license_: Annotated[
         str | None,
-        typer.Option(
-            "--license", metavar="NAME", help="Of the weights, as the hub spells it: cc-by-4.0."
-        ),
+        typer.Option("--license", metavar="NAME", help="Licence of the weights, as in cc-by-4.0."),
     ] = None,
     private: Annotated[
         bool, typer.Option("--private", help="A new repository is yours alone.")
@@ -37,7 +35,7 @@ def publish(
     """Publish a network that fassd train has left, with a model card written from its run.
 
     In Python, FASSDNet.from_pretrained reads repositories and such folders. Needs
-    [cyan]pip install 'fassd-net[hub]'[/]; [cyan]hf auth login[/] tells who you are.
+    [cyan]pip install 'fassd-net\\[hub]'[/]; [cyan]hf auth login[/] tells who you are.
 
     [bold]Examples[/]
 

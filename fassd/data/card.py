@@ -224,7 +224,7 @@ def _read_list(path: Path, column: int | None, where: str) -> list[tuple[str, st
         if not line.strip():
             continue
         if column is not None and len(words) < column:
-            raise CardError(f"{path}, line {number}: has {len(words)} columns, not {column}")
+            raise CardError(f"{path}, line {number}: has {len(words)} columns, needs {column}")
         entries.append((words[(column or 1) - 1], f"{path}, line {number}"))
     if not entries:
         raise CardError(f"{where} has no pictures: its list {path} is empty")

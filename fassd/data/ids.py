@@ -46,7 +46,7 @@ class ClassIds:
             order = labels_by_name(network, self.names)
             count = len(classes_of(network))
             if count != len(self.names):
-                raise ValueError(f"the network has {count} classes, not {len(self.names)}")
+                raise ValueError(f"the network has {count} classes, the card {len(self.names)}")
         except ValueError as error:
             raise ValueError(f"no ids of {self.card}: {error}") from error
         table = np.full(256, self.ignored)

@@ -282,7 +282,7 @@ def warned(reading: Reading, name: str = "") -> npt.NDArray[np.uint8]:
 def _read(image: Image.Image, range: Range) -> Reading:
     """Decode a Pillow image."""
     if image.format == "EPS" and getattr(image, "tile", None):
-        raise ImageError("is PostScript, for which Pillow would run a program: decode it yourself")
+        raise ImageError("is PostScript, for which Pillow would run a program: convert it first")
     deep = has_high_bytes(image)
     if (
         image.mode in ("I", "F")

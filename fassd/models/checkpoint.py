@@ -81,7 +81,7 @@ class LoadReport:
         for label, keys in (
             ("not in the file", self.missing),
             ("ignored", self.ignored),
-            ("misshapen", self.misshapen),
+            ("of another shape, left as they were", self.misshapen),
         ):
             if keys:
                 text += f"; {label}: {_enumerate(keys)}"

@@ -129,7 +129,7 @@ class Published(
         network = create_model(info.model, num_classes or None, info.alpha)
         report = load_checkpoint(network, folder / WEIGHTS)
         if report.missing:
-            raise CheckpointError(f"{folder / WEIGHTS} holds an encoder alone")
+            raise CheckpointError(f"{folder / WEIGHTS} holds an encoder alone, no network")
         remember(network, info)
         return cls(network.eval())
 
@@ -259,7 +259,7 @@ def _understood(facts: Mapping[str, Any], path: Path) -> tuple[NetworkInfo, int]
         info = NetworkInfo.from_json(facts)
         count = facts["num_classes"]
         if type(count) is not int or not 1 <= count <= 2**16 or info.num_classes not in (0, count):
-            raise ValueError(f"num_classes is {count!r:.40} of {info.num_classes} classes")
+            raise ValueError(f"num_classes is {count!r:.40}; expected the number of classes")
         bands = facts.get("in_channels")
         if full_name(info.model, facts.get("encoder"), in_channels=bands) != info.model:
             raise ValueError(

@@ -202,7 +202,7 @@ def checked_temperature(value: Any) -> float:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value:
-        raise ValueError(f"{value!r:.40} is not a name")
+        raise ValueError(f"{value!r:.40} is not a name (text that is not empty)")
     return value
 
 

@@ -185,7 +185,7 @@ def _check_archive(file: IO[bytes]) -> None:
             if name.endswith("data.pkl") and record.filename != damaged:
                 names |= _tensor_names(io.BytesIO(archive.read(record)))
     if len({key.lower() for key in names}) < len(names):
-        raise _RefusedError("was refused: it names the same values in several ways")
+        raise _RefusedError("was refused: it names the same values in several ways; save it anew")
     if damaged is not None:
         what = names.get(damaged.rpartition("/")[2], damaged)
         raise _RefusedError(f"is damaged: {shown(what)} does not match its checksum")

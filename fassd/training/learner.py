@@ -350,7 +350,7 @@ def _take_bands(model: FASSDNet, recipe: Recipe, space: LabelSpace) -> None:
     if own is not None:
         model.preprocessing = own
         if recipe.teacher is not None:
-            raise RecipeError("teacher: none can be used for pictures of bands")
+            raise RecipeError("teacher: distillation is for RGB pictures, not for bands")
 
 
 def _encoder(model: Any) -> nn.Module:

@@ -261,7 +261,7 @@ class GraphRunner:
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return "a compiler traces the call"
         if not self.takes(x):
-            return f"the input is on {x.device.type}, and graphs are CUDA's"
+            return f"the input is on {x.device.type}; CUDA graphs need a GPU"
         if x.requires_grad and torch.is_grad_enabled():
             return NEEDS_NO_GRAD
         if hooked_globally():

@@ -64,7 +64,7 @@ class CameraNetwork(nn.Module):
             where = next(network.parameters(), levels).device
             self.register_buffer(name, levels.to(where)[:, None, None], persistent=False)
         if getattr(network, "output", None) == "labels+confidence":
-            raise ValueError("frames get labels alone: the output labels+confidence has no use")
+            raise ValueError("output is labels+confidence; Runner returns labels alone")
         self.training = False
 
     def forward(self, frames: Tensor) -> Tensor:

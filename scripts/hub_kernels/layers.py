@@ -28,7 +28,7 @@ def _fused(kind: type[Fused], module: nn.Module) -> Fused:
     found = _FUSED.get(module)
     if found is None:
         found = kind.take_over(module)
-        found.__dict__.pop("forward", None)  # that which kernelize has put there, and calls this
+        found.__dict__.pop("forward", None)  # put there by `kernelize`, it calls this
         _FUSED[module] = found
     found.__dict__["training"] = module.training
     return found

@@ -55,7 +55,7 @@ def relative(text: str, name: str) -> str:
     """A file's text with imports that hold wherever the package lies.
 
     Args:
-        text: of a file of `fassd_kernels` or `fassd.models`.
+        text: text of a file of `fassd_kernels` or `fassd.models`.
         name: its path in the kernel's package.
     """
     dots = "." * name.count("/") + "."

@@ -244,7 +244,7 @@ def test_a_file_chooses_no_code_to_run(measured: Path, tmp_path: Path) -> None:
     record["job"]["model"] = "os:abort"
     file = tmp_path / "other.json"
     file.write_text(json.dumps(record))
-    with pytest.raises(ValueError, match="measured of 'os:abort', code that no file may choose"):
+    with pytest.raises(ValueError, match="names the code 'os:abort', which no file may choose"):
         read_baseline(file)
 
 

@@ -73,9 +73,7 @@ def test_grey_pictures_are_read_over_the_cards_range(cells):
 
 def test_what_the_page_says_of_the_preset_is_so():
     settings = load_recipe("membrane").to_dict()
-    said = dict(
-        re.findall(r"`(\w+): ([^`]+)`", PAGE.split("## Few pictures")[1].split("## Thin")[0])
-    )
+    said = dict(re.findall(r"`(\w+): ([^`]+)`", PAGE.split("| few pictures")[1].split("| rare")[0]))
     assert {"weights", "crop", "flip", "rotate", "scale", "loss", "ema"} <= set(said)
     for name, value in said.items():
         assert str(settings[name]).lower() == value.lower(), name

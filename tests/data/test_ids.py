@@ -63,5 +63,5 @@ def test_what_has_no_ids_and_what_does_not_fit(tmp_path):
     ids = read_ids(written(tmp_path / "card.yaml"))
     with pytest.raises(ValueError, match=r"no ids of card 'cells' .*only the network has 'door'"):
         ids.of(network("wall", "door"))
-    with pytest.raises(ValueError, match="the network has 19 classes, not 2"):
+    with pytest.raises(ValueError, match="the network has 19 classes, the card 2"):
         ids.of(nn.Identity())

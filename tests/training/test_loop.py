@@ -215,7 +215,7 @@ def test_starts_from_given_weights_but_for_a_head_of_other_classes(card, tmp_pat
     own = trainer.learner.model.state_dict()
     for key, value in source.state_dict().items():
         assert key.startswith("finalConv") or torch.equal(own[key], value)
-    assert "misshapen: finalConv.weight" in recorder.messages[0]
+    assert "left as they were: finalConv.weight" in recorder.messages[0]
 
 
 def test_convolutions_begin_as_the_authors_and_the_encoder_lies_over_them(card, tmp_path):
@@ -230,7 +230,7 @@ def test_convolutions_begin_as_the_authors_and_the_encoder_lies_over_them(card, 
     model = trainer.learner.model
     for key, value in source.items():
         assert torch.equal(model.base.state_dict()[key], value) == (key != "0.conv.weight")
-    assert "misshapen: base.0.conv.weight" in recorder.messages[0]
+    assert "left as they were: base.0.conv.weight" in recorder.messages[0]
     fresh = [("base.0", model.base[0].conv)]
     fresh += [(n, m) for n, m in model.named_modules() if n[:4] != "base" and hasattr(m, "stride")]
     for name, convolution in fresh:
