@@ -54,8 +54,9 @@ void run_aspp(const Tensor& input, const Tensors& weights, const Tensors& biases
               const OptionalTensors& packed, const Integers& dilations, Tensor& out) {
   const Image image = image_of(input);
   const int64_t branches = 1 + dilations.size(), width = weights[0].size(0);
-  const Tensor joined = empty_image(
-      {out.size(0), checked_product({branches, width}), image.height, image.width}, dtype_of<T>);
+  const Tensor joined =
+      empty_image({out.size(0), checked_product({branches, width}), image.height, image.width},
+                  dtype_between<T>(input.scalar_type()));
   for (int64_t i = 0; i < branches; i++) {
     const int64_t dilation = i == 0 ? 1 : dilations[i - 1];
     const Weights<T> branch_weights("aspp", weights[i], packed_at(packed, i), {1, 1},
@@ -82,7 +83,8 @@ void run_aspp(const Tensor& input, const Tensors& weights, const Tensors& biases
     const std::vector<double> sums = multiply<T>(fuse, branches * width, pooled, biases.back());
     std::copy(sums.begin(), sums.end(), bias.begin());
     Image one = concatenation;
-    one.data = static_cast<const T*>(concatenation.data) + n * concatenation.stride_n;
+    one.data = static_cast<const char*>(concatenation.data) +
+               n * concatenation.stride_n * element_size(concatenation.dtype);
     Conv<T> conv = fuse_weights.convolution(&one, 1, image.height, image.width);
     conv.epilogue.bias = bias.data();
     conv.epilogue.activation = Activation::relu;

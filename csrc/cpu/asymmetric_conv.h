@@ -23,7 +23,8 @@ class AsymmetricPair {
         vertical_slope_(vertical_slope),
         horizontal_slope_(horizontal_slope),
         input_(input),
-        middle_(vertical_weight.size(0)) {
+        middle_(vertical_weight.size(0)),
+        dtype_(dtype_between<T>(vertical_weight.scalar_type())) {
     const Image intermediate = rows(nullptr, 0, 0).image();
     vertical_ = vertical_weights_.convolution(&input_, 1, input.height, input.width);
     horizontal_ = horizontal_weights_.convolution(&intermediate, 1, input.height, input.width);
@@ -38,7 +39,9 @@ class AsymmetricPair {
   AsymmetricPair(const AsymmetricPair&) = delete;
 
   // Values of scratch that a row of a band takes, and those needed beside all rows.
-  int64_t scratch_per_row() const { return checked_product({input_.width, middle_}); }
+  int64_t scratch_per_row() const {
+    return values_for<T>(checked_product({input_.width, middle_}), dtype_);
+  }
   int64_t extra_scratch() const { return extra_scratch_; }
 
   // Rows [first, last) of image n, into `out`.
@@ -57,13 +60,14 @@ class AsymmetricPair {
 
  private:
   Band<T> rows(T* data, int64_t first, int64_t last) const {
-    return {data, middle_, input_.height, input_.width, first, last};
+    return {data, middle_, input_.height, input_.width, first, last, dtype_};
   }
 
   const Weights<T> vertical_weights_, horizontal_weights_;
   const ChannelVector<T> vertical_bias_, horizontal_bias_, vertical_slope_, horizontal_slope_;
   const Image input_;
   const int64_t middle_;
+  const ScalarType dtype_;  // of the intermediate
   int64_t extra_scratch_ = 0;
   Conv<T> vertical_, horizontal_;
 };

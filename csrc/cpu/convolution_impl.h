@@ -9,7 +9,7 @@ int64_t conv_scratch(const Conv<T>& conv) {
     case Method::winograd4:
       return directly + WinogradPlan<T, 4>(conv).total();
     case Method::tiles:
-      return directly + TilePlan(conv).total(conv);
+      return TilePlan(conv).total(conv);
     default:
       return directly;
   }

@@ -13,6 +13,7 @@ void run_dapf(const Tensor& input, const Tensors& weights, const Tensors& biases
   const Image image = image_of(input);
   const int64_t channels = weights[0].size(0), last_weight = weights.size() - 1;
   const int64_t joined = checked_product({channels, int64_t(1 + dilations.size())});
+  const ScalarType dtype = dtype_between<T>(input.scalar_type());
   const auto packed_of = [&](int64_t i) { return packed_at(packed, i); };
 
   const Weights<T> first_weights("dapf", weights[0], packed_of(0));
@@ -38,7 +39,7 @@ void run_dapf(const Tensor& input, const Tensors& weights, const Tensors& biases
   }
 
   const auto run_band = [&](T* scratch, int64_t n, int64_t first, int64_t last) {
-    const Band<T> branches = {scratch, joined, image.height, image.width, first, last};
+    const Band<T> branches = {scratch, joined, image.height, image.width, first, last, dtype};
     T* const rest = scratch + branches.values();
     Conv<T> conv = pointwise;
     conv.out = branches.destination();
@@ -51,7 +52,8 @@ void run_dapf(const Tensor& input, const Tensors& weights, const Tensors& biases
     conv.inputs = &concatenation;
     run_rows(conv, n, first, last, rest);
   };
-  const int64_t row = checked_product({image.width, checked_sum(joined, channels)});
+  const int64_t row =
+      values_for<T>(checked_product({image.width, checked_sum(joined, channels)}), dtype) + 1;
   parallel_bands<T>(out.size(0), image.height, row, extra, run_band);
 }
 

@@ -4,6 +4,79 @@ namespace fassd::cpu {
 
 namespace {
 
+template <typename T>
+struct Layer {
+  std::vector<Image> sources;
+  Weights<T> weights;
+  ChannelVector<T> bias;
+  Conv<T> conv;
+
+  Layer(std::vector<Image> read, const Tensor& weight, const Tensor& bias_vector,
+        const OptionalTensor& packed, const Destination& out)
+      : sources(std::move(read)), weights("hardblock", weight, packed), bias(bias_vector) {
+    conv = weights.convolution(sources.data(), sources.size(), sources[0].height, sources[0].width);
+    conv.epilogue.bias = bias.data();
+    conv.epilogue.activation = Activation::relu;
+    conv.out = out;
+  }
+};
+
+template <typename T>
+using Layers = std::vector<std::unique_ptr<Layer<T>>>;
+
+// Rows of every layer that are computed in turn, so that what one writes and the next ones read
+// stays in the second level of the cache; 0 where all fits there, or threads would share too few
+// rows. Convolutions by other
+// methods than products of tiles take longer than memory does.
+template <typename T>
+int64_t rows_of_wave(const Layers<T>& layers, int64_t height, int64_t threads) {
+  int64_t bytes = 0;  // of a row of all
+  for (const auto& layer : layers) {
+    if (layer->conv.method != Method::tiles) {
+      return 0;
+    }
+    bytes += layer->conv.out_width * layer->conv.out_channels * 2;
+  }
+  bytes += layers[0]->conv.out_width * layers[0]->conv.in_channels * 2;
+  const int64_t count = layers.size(), cached = second_level_cache() / 2;
+  if (height * bytes <= cached || height < threads * 16 * count) {
+    return 0;
+  }
+  return std::max<int64_t>(cached / bytes - count, 4);
+}
+
+// Every thread goes down its rows, each layer a row behind the one before. Rows near those of
+// another thread, the more the later a layer, are computed in the end.
+template <typename T>
+void run_in_waves(const Layers<T>& layers, int64_t batch, int64_t height, int64_t rows,
+                  int64_t threads) {
+  const int64_t count = layers.size();
+  int64_t scratch = 0;
+  for (const auto& layer : layers) {
+    scratch = std::max(scratch, kernels<T>().conv_scratch(layer->conv));
+  }
+  const auto begin_of = [&](int64_t share) { return height * share / threads; };
+  parallel_items<T>(batch * threads, scratch, [&](T* memory, int64_t item) {
+    const int64_t n = item / threads, share = item % threads;
+    const int64_t begin = begin_of(share), end = begin_of(share + 1);
+    for (int64_t wave = begin; wave - count < end; wave += rows) {
+      for (int64_t k = 0; k < count; k++) {
+        const int64_t first = std::max(wave - k, begin > 0 ? begin + k : 0);
+        const int64_t last = std::min(wave + rows - k, end < height ? end - k : height);
+        if (first < last) {
+          run_rows(layers[k]->conv, n, first, last, memory);
+        }
+      }
+    }
+  });
+  parallel_items<T>(batch * (threads - 1), scratch, [&](T* memory, int64_t item) {
+    const int64_t n = item / (threads - 1), border = begin_of(item % (threads - 1) + 1);
+    for (int64_t k = 1; k < count; k++) {
+      run_rows(layers[k]->conv, n, border - k, border + k, memory);
+    }
+  });
+}
+
 // Layer k (from 1; 0 is the input) reads the layers k - 2^i for every 2^i that divides k. The odd
 // layers and the last one are the output, and write their channels of it in place; the others are
 // images of their own, freed when the last layer that reads them is done.
@@ -14,6 +87,7 @@ void run_hardblock(const Tensor& input, const Tensors& weights, const Tensors& b
   const int64_t batch = input.size(0), height = input.size(2), width = input.size(3);
   std::vector<Image> images = {image_of(input)};
   std::vector<Tensor> inner(count + 1, input);
+  Layers<T> layers;
   int64_t written = 0;
   for (int64_t layer = 1; layer <= count; layer++) {
     const Tensor& weight = weights[layer - 1];
@@ -32,13 +106,16 @@ void run_hardblock(const Tensor& input, const Tensors& weights, const Tensors& b
     for (int64_t source : hardblock_sources(layer)) {
       sources.push_back(images[source]);
     }
-    const Weights<T> packed_weights("hardblock", weight, packed_at(packed, layer - 1));
-    const ChannelVector<T> bias(biases[layer - 1]);
-    Conv<T> conv = packed_weights.convolution(sources.data(), sources.size(), height, width);
-    conv.epilogue.bias = bias.data();
-    conv.epilogue.activation = Activation::relu;
-    conv.out = to;
-    run(conv, batch);
+    layers.push_back(std::make_unique<Layer<T>>(std::move(sources), weight, biases[layer - 1],
+                                                packed_at(packed, layer - 1), to));
+  }
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t rows = rows_of_wave(layers, height, threads);
+  if (rows > 0) {
+    return run_in_waves(layers, batch, height, rows, threads);
+  }
+  for (int64_t layer = 1; layer <= count; layer++) {
+    run(layers[layer - 1]->conv, batch);
     // The highest power of two that divides a layer is the longest step that leads from it.
     for (int64_t done = 1; done < layer; done++) {
       if (done + (done & -done) == layer) {

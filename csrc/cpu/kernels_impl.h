@@ -5,6 +5,8 @@
 //     multiply_impl.h      the product of weights and planes, in registers
 //     direct_impl.h        direct convolution
 //     winograd_impl.h      convolution by Winograd's method
+//     tile_products_impl.h products of tiles
+//     tile_rows_impl.h     rows of images to columns of tiles
 //     tiles_impl.h         convolution of bfloat16 by products of tiles
 //     convolution_impl.h   one convolution, by any of them
 //     resize_impl.h        bilinear resizing, argmax, pooling
@@ -34,6 +36,10 @@ namespace {
 #include "direct_impl.h"
 //
 #include "winograd_impl.h"
+//
+#include "tile_products_impl.h"
+//
+#include "tile_rows_impl.h"
 //
 #include "tiles_impl.h"
 //

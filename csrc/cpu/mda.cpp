@@ -19,7 +19,8 @@ class Mda {
         residual_(input),
         width_(weights[0].size(0)),
         batch_(out.size(0)),
-        reduced_tensor_(empty_image({batch_, width_, source_.height, source_.width}, dtype_of<T>)),
+        dtype_(dtype_between<T>(input.scalar_type())),
+        reduced_tensor_(empty_image({batch_, width_, source_.height, source_.width}, dtype_)),
         reduced_(image_of(reduced_tensor_)),
         reduce_weights_("mda", weights[0], packed_at(packed, 0)),
         square_weights_("mda", weights[1], packed_at(packed, 1)),
@@ -51,8 +52,9 @@ class Mda {
     fassd::cpu::run(reduce_, batch_);
     const int64_t extra = std::max({pair_.extra_scratch(), kernels<T>().conv_scratch(square_),
                                     kernels<T>().conv_scratch(project_)});
+    const int64_t values = checked_product({source_.width, width_});
     const int64_t row =
-        checked_sum(pair_.scratch_per_row(), checked_product({2, source_.width, width_}));
+        checked_sum(pair_.scratch_per_row(), checked_sum(values, values_for<T>(values, dtype_)));
     parallel_bands<T>(batch_, source_.height, row, extra,
                       [&](T* scratch, int64_t n, int64_t first, int64_t last) {
                         finish(scratch, n, first, last);
@@ -61,10 +63,11 @@ class Mda {
 
  private:
   void finish(T* scratch, int64_t n, int64_t first, int64_t last) const {
-    const auto band = [&](T* data) {
-      return Band<T>{data, width_, source_.height, source_.width, first, last};
+    const auto band = [&](T* data, ScalarType dtype) {
+      return Band<T>{data, width_, source_.height, source_.width, first, last, dtype};
     };
-    const Band<T> asymmetric = band(scratch), summed = band(scratch + asymmetric.values());
+    const Band<T> asymmetric = band(scratch, dtype_of<T>);
+    const Band<T> summed = band(scratch + asymmetric.values(), dtype_);
     T* const rest = summed.data + summed.values();
     pair_.run(rest, n, first, last, asymmetric.destination());
 
@@ -82,6 +85,7 @@ class Mda {
   const Image source_;
   const Adjacent<T> residual_;
   const int64_t width_, batch_;  // width: channels inside the module
+  const ScalarType dtype_;       // of what is multiplied there
   const Tensor reduced_tensor_;
   const Image reduced_;
   const Weights<T> reduce_weights_, square_weights_, project_weights_;

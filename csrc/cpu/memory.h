@@ -57,19 +57,35 @@ Image channels_of(const Image& image, int64_t first, int64_t count);
 Destination destination(const Tensor& tensor);
 Destination channels_of(const Destination& destination, int64_t first);
 
-// A band of rows of one picture in memory: `channels` adjacent values of T per pixel, without gaps.
+// The dtype of what a convolution in T makes for others: products of tiles round what they read to
+// bfloat16, so that this is all of it that counts.
+template <typename T>
+ScalarType dtype_between(ScalarType input) {
+  return kernels<T>().tiles && input == ScalarType::BFloat16 ? input : dtype_of<T>;
+}
+
+// Values of T that take at least as much memory as `count` values of a dtype.
+template <typename T>
+int64_t values_for(int64_t count, ScalarType dtype) {
+  constexpr int64_t size = sizeof(T);
+  return (count * element_size(dtype) + size - 1) / size;
+}
+
+// A band of rows of one picture in memory: `channels` adjacent values per pixel, without gaps.
 template <typename T>
 struct Band {
   T* data;
   int64_t channels, height, width;  // of the whole picture
   int64_t first_row, last_row;      // those that are there
+  ScalarType dtype = dtype_of<T>;
 
   int64_t row() const { return width * channels; }
-  int64_t values() const { return (last_row - first_row) * row(); }
+  // Of T.
+  int64_t values() const { return values_for<T>((last_row - first_row) * row(), dtype); }
   Image image() const {
-    return {data, dtype_of<T>, channels, height, width, 0, 1, row(), channels, first_row};
+    return {data, dtype, channels, height, width, 0, 1, row(), channels, first_row};
   }
-  Destination destination() const { return {data, dtype_of<T>, 0, row(), channels, first_row}; }
+  Destination destination() const { return {data, dtype, 0, row(), channels, first_row}; }
 };
 
 // A tensor as an Image of adjacent channels of T: in place where its dtype and layout allow,

@@ -26,7 +26,7 @@ enum Field {
   fields
 };
 constexpr int64_t header = 16;  // values; keeps the weights behind it aligned
-constexpr int layout = 2;  // changes with whatever is behind the header: packed weights are stored
+constexpr int layout = 3;  // changes with whatever is behind the header: packed weights are stored
 
 template <typename T>
 std::array<T, fields> header_of(const Tensor& weight, Method method) {
@@ -35,18 +35,18 @@ std::array<T, fields> header_of(const Tensor& weight, Method method) {
           T(layout),         T(int(weight.scalar_type()))};
 }
 
-TileLayout tile_layout(const Tensor& weight, const Integers& dilation) {
-  return {weight.size(1), weight.size(3), dilation[1]};
+TileLayout tile_layout(const Tensor& weight) {
+  return {weight.size(1), weight.size(3)};
 }
 
 // Values of T that a packed weight has behind its header.
 template <typename T>
-int64_t packed_values(const Tensor& weight, Method method, const Integers& dilation) {
+int64_t packed_values(const Tensor& weight, Method method) {
   if (method == Method::tiles) {
     const int64_t panels = (weight.size(0) + TileLayout::outputs - 1) / TileLayout::outputs;
-    const TileLayout tiles = tile_layout(weight, dilation);
+    const TileLayout tiles = tile_layout(weight);
     return checked_product(
-               {panels, weight.size(2), tiles.stretches, tiles.steps, TileLayout::values, 2}) /
+               {panels, weight.size(2), tiles.columns, tiles.steps, TileLayout::values, 2}) /
            int64_t(sizeof(T));
   }
   const int64_t reach = tile_side(method) + 2;
@@ -110,10 +110,12 @@ bool is_packed(const Tensor& packed, const Tensor& weight, const Integers& strid
   const bool fits = method == Method::direct ||
                     (method == Method::tiles ? weight.scalar_type() == ScalarType::BFloat16
                                              : fits_winograd(weight, stride, dilation));
+  // Other versions' tiles are other in number.
+  const bool counted = method != Method::tiles || found[layout_field] == T(layout);
   if (!fits ||
-      packed.numel() !=
-          checked_product({int64_t(sizeof(T)),
-                           checked_sum(header, packed_values<T>(weight, method, dilation))})) {
+      (counted && packed.numel() !=
+                      checked_product({int64_t(sizeof(T)),
+                                       checked_sum(header, packed_values<T>(weight, method))}))) {
     return false;
   }
   auto told = header_of<T>(weight, method);
@@ -203,15 +205,16 @@ bool fill_blocks(const T* plain, const Tensor& weight, Method method, T* panels)
 template <typename T>
 bool fill_tiles(const T* plain, const Tensor& weight, const TileLayout& tiles, uint16_t* to) {
   constexpr int64_t outputs = TileLayout::outputs, terms = TileLayout::terms;
-  const int64_t out = weight.size(0), stretches = weight.size(2) * tiles.stretches;
+  const int64_t out = weight.size(0), columns = weight.size(2) * tiles.columns;
+  const int64_t count = tiles.taps * weight.size(1);  // terms of a column
   bool finite = true;
   for (int64_t first = 0; first < out; first += outputs) {
-    for (int64_t stretch = 0; stretch < stretches; stretch++) {
+    for (int64_t column = 0; column < columns; column++) {
       for (int64_t term = 0; term < tiles.steps * terms; term++) {
         for (int64_t o = 0; o < outputs; o++) {
-          const bool there = term < tiles.stretch && first + o < out;
+          const bool there = term < count && first + o < out;
           // Taps and channels are in the order of terms.
-          const float value = there ? plain[(stretch * tiles.stretch + term) * out + first + o] : 0;
+          const float value = there ? plain[(column * count + term) * out + first + o] : 0;
           finite = finite && std::isfinite(value);
           uint32_t bits;
           std::memcpy(&bits, &value, sizeof(bits));
@@ -225,10 +228,10 @@ bool fill_tiles(const T* plain, const Tensor& weight, const TileLayout& tiles, u
 }
 
 template <typename T>
-Tensor pack(const Tensor& weight, Method method, const Integers& dilation) {
+Tensor pack(const Tensor& weight, Method method) {
   const int64_t out = weight.size(0), in = weight.size(1);
   const int64_t taps = weight.size(2) * weight.size(3), kernel_w = weight.size(3);
-  const int64_t values = checked_sum(header, packed_values<T>(weight, method, dilation));
+  const int64_t values = checked_sum(header, packed_values<T>(weight, method));
   // Bytes, so that nothing converts them: not `half()`, not autocast.
   Tensor packed =
       torch::stable::empty({checked_product({values, int64_t(sizeof(T))})}, ScalarType::Byte);
@@ -250,11 +253,11 @@ Tensor pack(const Tensor& weight, Method method, const Integers& dilation) {
     }
   }
   const bool finite = method == Method::tiles
-                          ? fill_tiles(plain.data(), weight, tile_layout(weight, dilation),
+                          ? fill_tiles(plain.data(), weight, tile_layout(weight),
                                        reinterpret_cast<uint16_t*>(to + header))
                           : fill_blocks<T>(plain.data(), weight, method, to + header);
   // Infinite weights would spread over whole tiles, as NaN.
-  return finite ? packed : pack<T>(weight, Method::direct, dilation);
+  return finite ? packed : pack<T>(weight, Method::direct);
 }
 
 template <typename T>
@@ -280,16 +283,15 @@ Weights<T>::Weights(const char* op, const Tensor& weight, const OptionalTensor& 
                   ", this stride and dilation");
   // Programs are exported on one machine and run on another.
   const bool here = given && is_packed_here<T>(*packed, method_);
-  packed_ = here ? *packed : pack<T>(weight, method_, dilation);
+  packed_ = here ? *packed : pack<T>(weight, method_);
   method_ = packed_method<T>(packed_);
 }
 
 template <typename T>
 const T* Weights<T>::direct(const void* self) {
   const auto& weights = *static_cast<const Weights<T>*>(self);
-  std::call_once(weights.direct_->once, [&] {
-    weights.direct_->packed = pack<T>(weights.weight_, Method::direct, weights.dilation_);
-  });
+  std::call_once(weights.direct_->once,
+                 [&] { weights.direct_->packed = pack<T>(weights.weight_, Method::direct); });
   return static_cast<const T*>(weights.direct_->packed.const_data_ptr()) + header;
 }
 
@@ -318,8 +320,8 @@ Conv<T> Weights<T>::convolution(const Image* inputs, int64_t count, int64_t heig
 
 template Method method_for<float>(const Tensor&, const Integers&, const Integers&);
 template Method method_for<double>(const Tensor&, const Integers&, const Integers&);
-template Tensor pack<float>(const Tensor&, Method, const Integers&);
-template Tensor pack<double>(const Tensor&, Method, const Integers&);
+template Tensor pack<float>(const Tensor&, Method);
+template Tensor pack<double>(const Tensor&, Method);
 template class Weights<float>;
 template class Weights<double>;
 
@@ -327,8 +329,7 @@ Tensor pack_weight(const Tensor& weight, const Integers& stride, const Integers&
   const Checked checked = check_pack_weight(weight, stride, dilation);
   return with_arithmetic(checked.dtype, [&](auto type) {
     using T = decltype(type);
-    return pack<T>(weight, method_for<T>(weight, checked.stride, checked.dilation),
-                   checked.dilation);
+    return pack<T>(weight, method_for<T>(weight, checked.stride, checked.dilation));
   });
 }
 

@@ -23,7 +23,7 @@ Method method_for(const Tensor& weight, const Integers& stride, const Integers& 
 // `weight` packed for `method`, behind a header that tells for what; directly, where a value of
 // another method's is not finite.
 template <typename T>
-Tensor pack(const Tensor& weight, Method method, const Integers& dilation);
+Tensor pack(const Tensor& weight, Method method);
 
 // A convolution's weights: those that were packed before, or packed now.
 template <typename T>

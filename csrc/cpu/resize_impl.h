@@ -12,20 +12,6 @@ inline void for_channels(int64_t channels, const F& f) {
   }
 }
 
-template <typename T, typename In>
-inline Vector<T> load_some(const In* from, int64_t count) {
-  return count == lanes<T> ? load_wide<T>(from) : load_part<T>(from, count);
-}
-
-template <typename T, typename Out>
-inline void store_some(Out* to, Vector<T> v, int64_t count) {
-  if (count == lanes<T>) {
-    store_narrow<T>(to, v);
-  } else {
-    store_part<T>(to, v, count);
-  }
-}
-
 template <typename T>
 void interpolate(const T* top, const T* bottom, int64_t stride_w, const int64_t* left,
                  const int64_t* right, const T* weight_right, T weight_bottom, int64_t begin,

@@ -240,25 +240,29 @@ T load_planes(const Conv<T>& conv, int64_t n, int64_t y, const Columns& columns,
 // prefetched a few at a time, between products, since a core has few such requests under way.
 class Ahead {
  public:
-  // Columns of row y of every input that has adjacent channels, or few of them.
+  // Columns of row y of every input.
   template <typename T>
   void read(const Conv<T>& conv, int64_t n, int64_t y, const Columns& columns) {
     for (int64_t i = 0; i < conv.input_count; i++) {
-      const Image& image = conv.inputs[i];
-      const int64_t first = larger(columns.first, 0);
-      const int64_t last =
-          smaller(columns.first + (columns.count - 1) * columns.step, image.width - 1);
-      if (y < 0 || y >= image.height || last < first) {
-        continue;
-      }
-      const int64_t at = image.offset(n, y) + first * image.stride_w;
-      const int64_t pixels = (last - first) * image.stride_w;
-      if (image.stride_c == 1) {
-        add(image.data, image.dtype, at, pixels + image.channels);
-      } else if (image.stride_w == 1 && image.channels <= 4) {
-        for (int64_t c = 0; c < image.channels; c++) {
-          add(image.data, image.dtype, at + c * image.stride_c, pixels + 1);
-        }
+      read(conv.inputs[i], n, y, columns);
+    }
+  }
+
+  // Of an image that has adjacent channels, or few of them.
+  void read(const Image& image, int64_t n, int64_t y, const Columns& columns) {
+    const int64_t first = larger(columns.first, 0);
+    const int64_t last =
+        smaller(columns.first + (columns.count - 1) * columns.step, image.width - 1);
+    if (y < 0 || y >= image.height || last < first) {
+      return;
+    }
+    const int64_t at = image.offset(n, y) + first * image.stride_w;
+    const int64_t pixels = (last - first) * image.stride_w;
+    if (image.stride_c == 1) {
+      add(image.data, image.dtype, at, pixels + image.channels);
+    } else if (image.stride_w == 1 && image.channels <= 4) {
+      for (int64_t c = 0; c < image.channels; c++) {
+        add(image.data, image.dtype, at + c * image.stride_c, pixels + 1);
       }
     }
   }
@@ -306,8 +310,39 @@ class Ahead {
 
 // --- back to pixels ------------------------------------------------------------------------------
 
+// A vector, or a part of one.
+template <typename T, typename In>
+inline Vector<T> load_some(const In* from, int64_t count) {
+  return count == lanes<T> ? load_wide<T>(from) : load_part<T>(from, count);
+}
+
+template <typename T, typename Out>
+inline void store_some(Out* to, Vector<T> v, int64_t count) {
+  if (count == lanes<T>) {
+    store_narrow<T>(to, v);
+  } else {
+    store_part<T>(to, v, count);
+  }
+}
+
+// Writes a vector's first channels. `native`: the CPU has AVX512-BF16.
+template <typename T, bool native, typename Out>
+inline void store_channels(Out* to, Vector<T> value, int64_t channels) {
+#if defined(FASSD_AVX512) && defined(FASSD_AMX)
+  if constexpr (native && std::is_same_v<Out, BFloat16>) {
+    const __m256i narrow = __m256i(_mm512_cvtneps_pbh(__m512(value)));
+    _mm256_mask_storeu_epi16(to, __mmask16((1u << channels) - 1), narrow);
+    return;
+  }
+#endif
+  if (channels == lanes<T>) {
+    store_narrow<T>(to, value);
+  } else {
+    store_part<T>(to, value, channels);
+  }
+}
+
 // What is done to the sums of a vector of channels, from `c` on, of pixels of row y of image n.
-// `native`: the CPU has AVX512-BF16.
 template <typename T, bool native = false>
 class Finish {
  public:
@@ -323,9 +358,64 @@ class Finish {
         shift_(from(conv.epilogue.shift, c)),
         final_slope_(from(conv.epilogue.final_slope, c)) {}
 
+  // Finishes the sums of `count` columns from x on, `apart` values from each other, and writes them
+  // `step` apart. What most layers do is a loop of its own, in which no question is left.
+  template <typename Out>
+  void columns(const T* sums, int64_t apart, int64_t x, int64_t count, Out* to,
+               int64_t step) const {
+    const auto write = [&](const auto& finished) {
+      write_columns(sums, apart, x, count, to, step, finished);
+    };
+    if (addend_.data || scaled_) {
+      return write([&](Vector<T> v, int64_t i) { return finish(v, i); });
+    }
+    const auto add_and_write = [&](const auto& add) {
+      switch (activation_) {
+        case Activation::none:
+          return write([&](Vector<T> v, int64_t i) { return add(v + bias_, i); });
+        case Activation::relu:
+          return write([&](Vector<T> v, int64_t i) { return relu<T>(add(v + bias_, i)); });
+        case Activation::prelu:
+          return write([&](Vector<T> v, int64_t i) { return prelu<T>(add(v + bias_, i), slope_); });
+        default:
+          return write([&](Vector<T> v, int64_t i) { return finish(v, i); });
+      }
+    };
+    if (!residual_.data) {
+      return add_and_write([](Vector<T> v, int64_t) { return v; });
+    }
+    with_dtype<T>(residual_.dtype, [&](auto* type) {
+      using In = std::remove_pointer_t<decltype(type)>;
+      const In* const from = static_cast<const In*>(residual_.data) + residual_.first;
+      const int64_t stride = residual_.stride, channels = channels_;
+      add_and_write(
+          [=](Vector<T> v, int64_t i) { return v + load_some<T>(from + i * stride, channels); });
+    });
+  }
+
   // Finishes the sums of column x, and writes them.
   template <typename Out>
   void operator()(Vector<T> value, int64_t x, Out* to) const {
+    store_channels<T, native>(to, finish(value, x), channels_);
+  }
+
+ private:
+  template <typename Out, typename F>
+  inline void write_columns(const T* sums, int64_t apart, int64_t x, int64_t count, Out* to,
+                            int64_t step, const F& finished) const {
+    const int64_t channels = channels_, end = x + count;
+    if (channels == lanes<T>) {
+      for (; x < end; x++, sums += apart, to += step) {
+        store_channels<T, native>(to, finished(load_vector(sums), x), lanes<T>);
+      }
+      return;
+    }
+    for (; x < end; x++, sums += apart, to += step) {
+      store_channels<T, native>(to, finished(load_vector(sums), x), channels);
+    }
+  }
+
+  [[gnu::always_inline]] inline Vector<T> finish(Vector<T> value, int64_t x) const {
     value += bias_;
     if (residual_.data) {
       value += residual_.at(x, channels_);
@@ -338,21 +428,9 @@ class Finish {
     if (scaled_) {
       value = prelu<T>(value * scale_ + shift_, final_slope_);
     }
-#if defined(FASSD_AVX512) && defined(FASSD_AMX)
-    if constexpr (native && std::is_same_v<Out, BFloat16>) {
-      const __m256i narrow = __m256i(_mm512_cvtneps_pbh(__m512(value)));
-      _mm256_mask_storeu_epi16(to, __mmask16((1u << channels_) - 1), narrow);
-      return;
-    }
-#endif
-    if (channels_ == lanes<T>) {
-      store_narrow<T>(to, value);
-    } else {
-      store_part<T>(to, value, channels_);
-    }
+    return value;
   }
 
- private:
   // A row of an image that is added.
   struct Row {
     const void* data = nullptr;
@@ -367,7 +445,7 @@ class Finish {
         stride = image->stride_w;
       }
     }
-    Vector<T> at(int64_t x, int64_t channels) const {
+    [[gnu::always_inline]] inline Vector<T> at(int64_t x, int64_t channels) const {
       return load_channels<T>(data, dtype, first + x * stride, channels);
     }
   };
