@@ -148,7 +148,7 @@ def loops() -> dict[str, Loop]:
 
 def table(rows: dict[str, Loop]) -> str:
     lines = [
-        "| inner loop | instructions | products | of them | loads | multiply-adds | bound |",
+        "| inner loop | instructions | products | share | loads | multiply-adds | bound |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, loop in rows.items():
