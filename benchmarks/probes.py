@@ -8,7 +8,6 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from itertools import filterfalse
 from typing import Any
 
@@ -25,10 +24,10 @@ from benchmarks.tools import (
 )
 from fassd.bench.candidates import UnavailableError, require_operators
 from fassd.bench.costs import SUMS
-from fassd.bench.costs.cuda import TIMES
-from fassd.bench.plain import Labelled
-from fassd.bench.subjects import NETWORK_NEEDS, Case, fused_network, subject_of
-from fassd_kernels.tuning.calls import launches_of
+from fassd.bench.costs.cuda import TIMES, find_device, predict_network
+from fassd.bench.plain import CLASSES
+from fassd.bench.subjects import NETWORK_NEEDS
+from fassd.models.device import DTYPES
 
 # --- launches, as planned and as the GPU saw them -------------------------------------------------
 
@@ -57,28 +56,19 @@ def profile_network(visit: Visit, backend: str, network: str, **place: Any) -> d
         UnavailableError: the backend, its planner, or the profiler is not available.
     """
     from fassd.bench import timeline
-    from fassd.bench.costs import cuda as predict
+    from fassd.bench.costs.triton import plan_network
 
-    case = Case("networks", network, **place)
     require_operators(backend, NETWORK_NEEDS, visit.device)
     if visit.device.type != "cuda":
         raise UnavailableError("only a GPU's launches can be profiled")
-    subject = subject_of(case, visit.device, "")
-    assert isinstance(subject.module, Labelled)
-    fast = fused_network(subject.module.to(visit.device), case.torch_dtype, backend)
-    (x,) = subject.inputs(0)
-    x = x.to(memory_format=torch.channels_last)
     try:
+        device = find_device(torch.cuda.get_device_name(visit.device))
+        case = (network, place["height"], place["width"], device)
+        settings = {"batch": place["batch"], "dtype": DTYPES[place["dtype"]]}
+        planned: Any = predict_network(*case, **settings)
+        seen = timeline.time_network(planned, REPLAYS, CLASSES, alpha=2, backend=backend)
         if backend == "triton":
-            launches = launches_of(partial(fast, x))
-            planned: Any = [launch.kernel.__name__ for launch in launches]
-        else:
-            target = predict.find_device(torch.cuda.get_device_name(visit.device))
-            planned = predict.predict_network(
-                network, case.height, case.width, target, batch=case.batch, dtype=case.torch_dtype
-            )
-        with torch.no_grad():
-            seen = timeline.time_replays(fast, x, REPLAYS)
+            planned = [one.launch.kernel.__name__ for one in plan_network(*case, **settings)]
     except ImportError as error:
         raise UnavailableError(str(error)) from None
     except RuntimeError as error:
@@ -86,7 +76,7 @@ def profile_network(visit: Visit, backend: str, network: str, **place: Any) -> d
             raise
         raise UnavailableError(str(error)) from None
     found = launch_times(planned, seen)
-    return {"network": network, "backend": backend, "dtype": case.dtype, **found}
+    return {"network": network, "backend": backend, "dtype": place["dtype"], **found}
 
 
 def launch_times(planned: Any, seen: Any) -> dict[str, Any]:

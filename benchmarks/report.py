@@ -37,7 +37,7 @@ class Row:
 
     @property
     def ms(self) -> float:
-        return self.form["timing"]["ms"]
+        return 1e3 * self.form["timing"]["median_s"]
 
     @property
     def speedup(self) -> float | None:
@@ -45,7 +45,7 @@ class Row:
         eager = next(form for form in self.case["candidates"] if form["name"] == EAGER)
         if not (self.form.get("match") and eager.get("match")):
             return None
-        return eager["timing"]["ms"] / self.ms
+        return 1e3 * eager["timing"]["median_s"] / self.ms
 
     @property
     def floor_ms(self) -> float | None:
@@ -56,11 +56,6 @@ class Row:
         rate = self.ceilings["operations_per_s"][self.case["arithmetic"]]
         seconds = moved / self.ceilings["bytes_per_s"], self.case["operations"] / rate
         return 1e3 * max(seconds)
-
-
-def spread(row: Row) -> str:
-    timing = row.form["timing"]
-    return f"{(timing['q3_ms'] - timing['q1_ms']) / timing['ms']:.1%}"
 
 
 def error(row: Row) -> str:
@@ -75,7 +70,7 @@ CASE_COLUMNS: Columns = {
     "form": lambda row: TITLES[row.form["name"]],
     "ms": lambda row: number(row.ms),
     "pictures/s": lambda row: f"{1e3 * row.case['batch'] / row.ms:,.0f}",
-    "IQR": spread,
+    "±": lambda row: f"{1e3 * row.form['timing']['spread_s'] / row.ms:.1%}",
     "n": lambda row: str(row.form["timing"]["n"]),
     "speed-up": lambda row: NONE if row.speedup is None else f"{row.speedup:.2f}x",
     "floor, ms": lambda row: number(row.floor_ms),
@@ -164,7 +159,7 @@ MOST_NAMES = 24
 METHOD = """\
 * **pictures** is batch x height x width of the network's input, also where a module is measured at
   its place in the network.
-* **ms** is the median of n samples per call, *IQR* their interquartile range as a share of it.
+* **ms** is the median of n samples per call, *±* half their interquartile range as a share of it.
   Method `graph`: replays of a CUDA graph that holds one call per input set; inputs and outputs of
   all sets together exceed the L2 cache 1.5 times (weights stay cached). `events`: plain calls
   between two events, where capture failed. `clock`: plain calls on a CPU. Warm-up is not counted.

@@ -92,7 +92,8 @@ def measure_case(case: Case, group: str, bench: Bench) -> dict[str, Any]:
             with recorded(records[name]):
                 runs[name] = check(candidate, trial, limit, records[name])
     for name, timing in interleaved(runs, bench.device, bench.sampling).items():
-        records[name]["timing"] = timing.record()
+        how = {"method": timing.method, "calls_per_sample": timing.calls, "sets": timing.sets}
+        records[name]["timing"] = {**timing.to_json(), **how}
     return {
         **vars(case),
         "group": group,

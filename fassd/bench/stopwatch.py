@@ -86,19 +86,6 @@ class CallTimes:
             "seconds": self.seconds,
         }
 
-    def record(self) -> dict[str, Any]:
-        """The statistics in milliseconds, and the sampling method, ready for `json.dump`."""
-        first, third = self.quartiles
-        return {
-            "ms": 1e3 * self.median,
-            "q1_ms": 1e3 * first,
-            "q3_ms": 1e3 * third,
-            "n": len(self.seconds),
-            "calls_per_sample": self.calls,
-            "sets": self.sets,
-            "method": self.method,
-        }
-
 
 def compare(
     candidates: Mapping[str, Callable[[], object]],

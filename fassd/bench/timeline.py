@@ -95,8 +95,10 @@ def check_kernels(launches: Sequence[PredictedLaunch], kernels: Sequence[Kernel]
         raise ValueError(f"{len(launches)} launches are predicted; the GPU ran {len(kernels)}")
 
 
-def time_network(prediction: Prediction, rounds: int, classes: int, alpha: int) -> Timeline:
-    """Replay the network of a prediction on the current GPU, through the cuda backend.
+def time_network(
+    prediction: Prediction, rounds: int, classes: int, alpha: int, backend: str = "cuda"
+) -> Timeline:
+    """Replay the network of a prediction on the current GPU, through one of our backends.
 
     Weights and picture are random: times do not depend on them.
 
@@ -107,7 +109,7 @@ def time_network(prediction: Prediction, rounds: int, classes: int, alpha: int) 
     dtype = getattr(torch, prediction.dtype)
     model = fassd.create_model(prediction.network, num_classes=classes, alpha=alpha).eval()
     fast = accelerate(
-        model.to(place), dtype=dtype, backend="cuda", output=prediction.output, inplace=True
+        model.to(place), dtype=dtype, backend=backend, output=prediction.output, inplace=True
     )
     size = (prediction.batch, 3, prediction.height, prediction.width)
     picture = torch.randn(size, dtype=dtype, device=place)

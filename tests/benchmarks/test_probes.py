@@ -12,7 +12,7 @@ import torch
 
 import fassd_kernels
 from benchmarks.facts import measure_runner, runner_faults
-from benchmarks.probes import is_cuda_kernel, launch_times, profile_faults
+from benchmarks.probes import is_cuda_kernel, launch_times, profile_faults, profile_network
 from benchmarks.report import PARTS
 from benchmarks.tools import Visit
 from fassd.bench.cases import Bench
@@ -81,6 +81,26 @@ def test_launches_are_measured_beside_their_prediction(prediction):
     assert len(renamed["kernels"]) == len(renamed["rows"]) == 2
     assert renamed["measured_s"] == pytest.approx(1e-5)
     assert "renamed_kernel" in renamed["mismatch"]
+
+
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_a_network_is_profiled_through_each_backend(prediction, monkeypatch, backend):
+    """The profiler and the GPU are stand-ins."""
+
+    def time_network(planned: Any, *_: int, alpha: int, backend: str) -> SimpleNamespace:
+        names = [f"void fassd::cuda::{launch.kernel}<>" for launch in planned.launches]
+        return timeline_of(*(names if backend == "cuda" else ["conv_act_kernel"]))
+
+    monkeypatch.setattr("fassd.bench.timeline.time_network", time_network)
+    monkeypatch.setattr("benchmarks.probes.require_operators", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA H200")
+    bench = Bench(torch.device("cuda"), Sampling())
+    visit = Visit(bench, Path(), Path(), 60.0)
+    place = {"batch": 1, "height": 64, "width": 64, "dtype": "float16"}
+    data = profile_network(visit, backend, "fassd_net_l2", **place)
+    assert data["foreign"] == {} and data["planned"] > 40
+    assert data["seen"] == (data["planned"] if backend == "cuda" else 1)
+    assert ("predicted_s" in data, profile_faults(data) == []) == (backend == "cuda",) * 2
 
 
 # --- a stream of pictures -------------------------------------------------------------------------

@@ -349,8 +349,9 @@ def gpu_table(items: Figure, report: Mapping[str, Any]) -> Table:
     ]
 
     def milliseconds(form: Figure) -> Cell:
-        ms = form.at("timing", "ms")
-        return measured(f"{ms.value:.3f}" if form.get("match") else "disagrees", ms)
+        median = form.at("timing", "median_s")
+        text = f"{1e3 * median.value:.3f}" if form.get("match") else "disagrees"
+        return measured(text, median)
 
     columns: dict[str, Callable[[tuple[Any, Figure]], Cell | str]] = {
         "network": lambda each: f"`{each[0]['subject']}`",
