@@ -188,7 +188,7 @@ sanitize: sanitizer
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	  UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
 	  $(KERNELS) $(RESULTS) -o pythonpath="tests $(SANITIZED)" -p no:cacheprovider --capture=sys \
-	  --every $(EVERY) --fuzz 2
+	  --every $(EVERY) --fuzz $(if $(filter 1,$(EVERY)),2,1)
 
 score: $(VENV)/.installed
 	$(BIN)/fassd synth streets --split val --count 100 --size 512x1024
