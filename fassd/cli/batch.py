@@ -196,7 +196,7 @@ class Batch:
         image = self._read(picture, segmenter.bands)
         started = time.perf_counter()
         found: Any = segmenter.predict(image, **self.settings.certainty)
-        labels, *certainty = found if self.settings.has_certainty else (found,)
+        labels, *certainty = found if self.settings.certainty else (found,)
         seconds = time.perf_counter() - started
         seen = image if segmenter.bands is None else shown(image)
         files = self._results(picture)
@@ -260,7 +260,7 @@ class Batch:
         if isinstance(source, PictureFile):
             asked: set[str | None] = {settings.probabilities}
             asked |= {"label-ids"} if self._ids is not None else set()
-            asked |= {"confidence"} if settings.has_certainty else set()
+            asked |= {"confidence"} if settings.certainty else set()
             further = {kind: ending for kind, ending in self.further.items() if kind in asked}
             endings = self.endings | further
         return {kind: self.output / f"{source.name}{end}" for kind, end in endings.items()}

@@ -150,13 +150,9 @@ class ResultOptions:
     @property
     def certainty(self) -> dict[str, Any]:
         """Arguments of `fassd.Segmenter.predict` for the labels' certainty, if requested."""
-        measure = self.confidence or (None if self.min_confidence is None else "margin")
-        return {"confidence": measure, "min_confidence": self.min_confidence}
-
-    @property
-    def has_certainty(self) -> bool:
-        """True if the labels' certainty is requested."""
-        return self.certainty["confidence"] is not None
+        if self.confidence is None and self.min_confidence is None:
+            return {}
+        return {"confidence": self.confidence or "margin", "min_confidence": self.min_confidence}
 
 
 def one_file(output: Path, found: Sequence[PictureFile | Video]) -> bool:

@@ -75,7 +75,7 @@ def test_a_row_for_each_scene_and_a_column_for_each_network(streets, tmp_path, c
 def test_the_four_of_the_talk_are_the_default(compare):
     stderr, drawn = compare("-i", "1")
     assert drawn["titles"][2:] == ["FC-HarDNet-70", "FASSD-Net", "FASSD-Net-L1", "FASSD-Net-L2"]
-    assert [tile.caption[:6] for tile in drawn["rows"][0]] == ["scene1", "", *4 * ["mIoU 0"]]
+    assert [tile.caption[:5] for tile in drawn["rows"][0]] == ["scene", "", *4 * ["mIoU "]]
     assert "random weights: fc_hardnet_70, fassd_net_l1;" in stderr
 
 

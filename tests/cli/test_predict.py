@@ -326,16 +326,6 @@ def test_ctrl_c_leaves_no_half_file_and_results_are_no_sources(tmp_path, run_fas
     assert "skipped 1 result of earlier runs" in result.stderr
 
 
-def test_a_record_that_is_a_link_is_refused_before_anything_is_written(tmp_path, refusal, unbuilt):
-    images.write_image(tmp_path / "x.png", np.zeros((64, 64, 3), np.uint8))
-    (tmp_path / "victim").write_text("# mine\n")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / RECORD).symlink_to("../victim")
-    error = refusal("predict", tmp_path / "x.png", "-o", tmp_path / "out", *FAST)
-    assert f"{RECORD}: is a link, which is not followed; remove it" in error
-    assert (tmp_path / "victim").read_text() == "# mine\n"
-
-
 def test_a_picture_beyond_the_memory_is_told_so(folder, tmp_path, refusal, monkeypatch):
     def exhausted(*_):
         raise MemoryError("Unable to allocate 3 TiB")
