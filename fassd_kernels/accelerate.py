@@ -111,11 +111,6 @@ def accelerate(
         model.to(dtype)
     done: dict[nn.Module, nn.Module | None] = {}
     fused = swap(model, backend, done)
-    if inplace and isinstance(fused, FusedNetwork) and fused is not model:
-        # Existing references to `model` now refer to the accelerated network as well.
-        model.__class__ = FusedNetwork  # type: ignore[assignment]
-        model.__dict__.update(fused.__dict__)
-        fused = model
     if isinstance(fused, FusedNetwork):
         fused.output, fused.measure = output, measure
         fused.casts_input = dtype is not None

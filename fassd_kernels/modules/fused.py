@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
@@ -28,6 +30,7 @@ from fassd_kernels.choices import NOTHING, shape_key
 from fassd_kernels.modules.snapshot import (
     DEFINED,
     METHODS,
+    SETTINGS,
     Contents,
     Snapshot,
     has_hooks,
@@ -37,6 +40,12 @@ from fassd_kernels.modules.snapshot import (
 from fassd_kernels.modules.training import kernels_used
 from fassd_kernels.packing import fold, is_foldable
 from fassd_kernels.reference.conv_act import KERNELS
+
+KINDS: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {
+    nn.BatchNorm2d: (nn.BatchNorm2d, nn.SyncBatchNorm),
+    **{kind: (kind,) for kind in (nn.Conv2d, nn.ReLU, nn.PReLU, nn.ModuleList)},
+}
+"""Kinds of parts with those that do the same."""
 
 Packed = dict[str, Any]
 # A weight, and the stride and dilation to pack it for.
@@ -195,14 +204,11 @@ class Fused(nn.Module):
 
     def prepare(self, x: Tensor) -> tuple[Tensor, Packed] | None:
         """The input in the type to compute in, and fresh weights; None if it cannot be fused."""
-        if self.training or disabled():
+        if runs_as_written(self, x):
             return None
         traced = is_traced()
         now = None if traced else self.known()
         if now is None:
-            # Inside a transform, tensors may have no address for a snapshot to read.
-            if exports_onnx() or transforming() or isinstance(x, torch.fx.Proxy):
-                return None
             now = None if traced else self.snapshot()
             fusible = now.fusible and not hooked_globally() if now else self.fusible_as_traced()
             if not fusible:
@@ -286,21 +292,14 @@ class Fused(nn.Module):
         self.check_storages()
         # Before packing: edits that another thread makes meanwhile count as later ones.
         contents = Contents(now.tensors) if now.countable else None
-        # Not in inference mode, whose tensors cannot be used in a later call with gradients.
-        with torch.inference_mode(False), torch.no_grad():
+        with packing(now.tensors) as lasting:
             packed = {name: kept(value) for name, value in self.pack(dtype).items()}
             packed["packed"] = [
                 ops.packer(self.backend_for(weight))(weight, stride=stride, dilation=dilation)
                 for weight, stride, dilation in self.plan(packed)
             ]
-            on_gpu = are_on_gpu(packed["packed"])
-            captured = on_gpu and torch.cuda.is_current_stream_capturing()
-            if on_gpu and not captured:
-                # The next reader may be on another stream.
-                torch.cuda.current_stream().synchronize()
-        # Weights made in a mode that only propagates shapes are not cached, nor those of a graph
-        # being captured, which are in the graph's memory from its first replay on.
-        if not captured and all(type(tensor) is Tensor for tensor in packed["packed"]):
+        # Weights made in a mode that only propagates shapes are not cached.
+        if lasting and all(type(tensor) is Tensor for tensor in packed["packed"]):
             # One assignment of one tuple: threads that meet here pack twice, with equal results.
             self._packed = Cached(now, contents, dtype, packed)
         return packed
@@ -347,7 +346,24 @@ def kept(value: Any) -> Any:
 
 
 def are_on_gpu(tensors: Sequence[Tensor]) -> bool:
-    return any(type(tensor) is Tensor and tensor.is_cuda for tensor in tensors)
+    return any(type(tensor) in (Tensor, nn.Parameter) and tensor.is_cuda for tensor in tensors)
+
+
+@contextmanager
+def packing(tensors: Sequence[Tensor]) -> Iterator[bool]:
+    """Within the block, weights that are made of `tensors` can be used in any later call.
+
+    Yields:
+        False if they must not be kept: those of a graph being captured are in the graph's memory
+        from its first replay on.
+    """
+    on_gpu = are_on_gpu(tensors)
+    captured = on_gpu and torch.cuda.is_current_stream_capturing()
+    # Not in inference mode, whose tensors cannot be used in a later call with gradients.
+    with torch.inference_mode(False), torch.no_grad():
+        yield not captured
+        if on_gpu and not captured:
+            torch.cuda.current_stream().synchronize()  # the next reader may be on another stream
 
 
 def is_traced() -> bool:
@@ -367,7 +383,17 @@ def transforming() -> bool:
     )
 
 
-def missing_attribute(module: nn.Module, names: tuple[str, ...]) -> str:
+def runs_as_written(module: nn.Module, *inputs: Any) -> bool:
+    """True if a call must run a module's own code on PyTorch's operators.
+
+    Inside a transform, tensors may have no address for a snapshot to read.
+    """
+    if module.training or disabled() or exports_onnx() or transforming():
+        return True
+    return any(isinstance(each, torch.fx.Proxy) for each in inputs)
+
+
+def missing_attribute(module: nn.Module, names: Sequence[str]) -> str:
     """A message about the first of the dotted `names` that is not a submodule; empty if all are."""
     for name in names:
         try:
@@ -377,20 +403,54 @@ def missing_attribute(module: nn.Module, names: tuple[str, ...]) -> str:
     return ""
 
 
-def conv_mismatch(name: str, conv: Any, kernel: tuple[int, int], dilation: int) -> str:
-    """The reason why `conv` is not a dense `kernel` convolution, stride 1, "same" padding."""
-    if not is_plain(conv, nn.Conv2d):
-        return f"{name} is {described(conv)}; expected Conv2d"
-    dilations = tuple(dilation if k > 1 else 1 for k in kernel)
-    padding = tuple(d * (k // 2) for d, k in zip(dilations, kernel, strict=True))
-    found = (conv.kernel_size, conv.stride, conv.groups, conv.padding_mode)
-    if found != (kernel, (1, 1), 1, "zeros"):
-        return f"{name} is {conv}; expected a {kernel[0]}x{kernel[1]} kernel at stride 1"
-    if conv.padding != padding or any(
-        k > 1 and a != b for k, a, b in zip(kernel, conv.dilation, dilations, strict=True)
-    ):
-        return f"{name} is {conv}; expected dilation {dilations} and padding {padding}"
+def mismatch(module: nn.Module, expected: nn.Module) -> str:
+    """The reason why parts of `module` cannot do what those of `expected` do; empty if they can.
+
+    They are found by their names. Numbers of channels, biases and eps may differ, and dilations
+    along an axis on which the kernel has one tap.
+    """
+    missing = missing_attribute(module, [name for name, _ in expected.named_modules()])
+    if missing:
+        return missing
+    for name, right in expected.named_modules():
+        part: Any = module.get_submodule(name)
+        why = part_mismatch(name, part, type(right)) if type(right) in KINDS else ""
+        if not why and isinstance(right, nn.Conv2d):
+            why = conv_mismatch(name, part, right)
+        if why:
+            return why
     return ""
+
+
+def part_mismatch(name: str, part: nn.Module, kind: type[nn.Module]) -> str:
+    """The reason why a part is not of a kind, nor of one that does the same; empty if it is."""
+    fits = is_plain(part, *KINDS[kind])
+    return "" if fits else f"{name} is {described(part)}; expected {kind.__name__}"
+
+
+def conv_mismatch(name: str, conv: Any, expected: Any) -> str:
+    """The reason why a convolution differs from another one."""
+    for setting in SETTINGS[nn.Conv2d]:
+        found, right = getattr(conv, setting), getattr(expected, setting)
+        if setting == "dilation":
+            taps = zip(found, right, expected.kernel_size, strict=True)
+            found = tuple(own if k > 1 else other for own, other, k in taps)
+        if found != right:
+            return f"{name} is {conv}; expected {setting} {right}"
+    return ""
+
+
+@functools.cache
+def reference_of(kind: type[nn.Module], *arguments: Any) -> nn.Module:
+    """A reference module to compare others with, without values."""
+    with torch.device("meta"):
+        return kind(*arguments)
+
+
+def dilation_of(module: nn.Module, name: str) -> int:
+    """The first dilation of the convolution `name`; 1 if there is none."""
+    conv = dict(module.named_modules()).get(name)
+    return conv.dilation[0] if isinstance(conv, nn.Conv2d) else 1
 
 
 def same_padding_mismatch(name: str, conv: Any, kind: type[nn.Module] = nn.Conv2d) -> str:
@@ -401,12 +461,6 @@ def same_padding_mismatch(name: str, conv: Any, kind: type[nn.Module] = nn.Conv2
     settings = (conv.groups, conv.padding_mode, conv.padding)
     if conv.kernel_size not in KERNELS or settings != (1, "zeros", padding):
         return f'{name} is {conv}; expected a 3x3, 3x1, 1x3 or 1x1 kernel with "same" padding'
-    return ""
-
-
-def norm_mismatch(name: str, bn: nn.Module) -> str:
-    if not is_plain(bn, nn.BatchNorm2d, nn.SyncBatchNorm):
-        return f"{name} is {described(bn)}; expected a batch norm"
     return ""
 
 
