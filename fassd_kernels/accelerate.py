@@ -27,8 +27,9 @@ from fassd_kernels.modules import (
     FusedMDA,
     FusedNetwork,
 )
-from fassd_kernels.modules.fused import is_as_written, is_ours, transforming
+from fassd_kernels.modules.fused import transforming
 from fassd_kernels.modules.network import OUTPUTS, Output
+from fassd_kernels.modules.parts import is_as_written, is_ours
 from fassd_kernels.modules.snapshot import replaced_forward
 from fassd_kernels.reference.conv_act import channels_last
 from fassd_kernels.reference.upsample import Measure

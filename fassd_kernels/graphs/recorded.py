@@ -2,13 +2,14 @@
 
 The code is recorded by calling it with stand-ins for modules and tensors. This takes milliseconds
 where Dynamo takes seconds, but guards nothing: it is for code that depends on nothing but the
-modules, which `structure` describes, and on what the caller names.
+modules, which `outline` describes, and on what the caller names.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,30 +21,35 @@ from torch.fx.proxy import GraphAppendingTracer
 from fassd_kernels.backends import constant_result
 from fassd_kernels.graphs.fusing import fuse_layers
 from fassd_kernels.modules.conv import FusedConvLayer
-from fassd_kernels.modules.fused import is_plain, is_traced
+from fassd_kernels.modules.fused import is_traced
+from fassd_kernels.modules.parts import is_plain
 from fassd_kernels.modules.snapshot import SETTINGS, has_hooks, hooked_globally
 
 Pairs = tuple[tuple[str, Any], ...]
 """Names and values."""
 
 
-def structure(network: nn.Module) -> Pairs:
-    """Everything of a network's modules that recorded code depends on: `described` by name."""
-    return tuple([(name, described(part)) for name, part in network._modules.items()])
+def outline(network: nn.Module) -> Pairs:
+    """Everything of a network's modules that recorded code depends on: `outlined`, with names."""
+    return tuple([(name, outlined(part)) for name, part in network._modules.items()])
 
 
-def described(part: nn.Module | None) -> tuple[Any, bool, tuple[Any, ...], Pairs]:
+def outlined(part: nn.Module | None) -> tuple[Any, bool, tuple[Any, ...], Pairs]:
     """The class of a part, whether nothing observes its calls, settings, and parts of a list."""
     fusible = part is not None and not has_hooks(part)
     fusible = fusible and (is_traced() or not hooked_globally())
     pools = fusible and part is not None and is_plain(part, nn.AvgPool2d)
-    settings = tuple([getattr(part, name) for name in SETTINGS[nn.AvgPool2d]]) if pools else ()
+    found = [getattr(part, name) for name in SETTINGS[nn.AvgPool2d]] if pools else []
+    settings = tuple([tuple(each) if isinstance(each, list) else each for each in found])
     holds = type(part) is nn.ModuleList or type(part) is nn.Sequential
-    return type(part), fusible, settings, structure(part) if holds and part is not None else ()
+    return type(part), fusible, settings, outline(part) if holds and part is not None else ()
 
 
 class Recordings:
     """All functions recorded so far, as attributes: a compiler finds them by their names."""
+
+
+NUMBERS = itertools.count()  # threads may record at the same time
 
 
 @constant_result
@@ -53,7 +59,7 @@ def recorded(kind: Any, method: str, parts: Pairs, others: Pairs, fixed: Pairs) 
     Args:
         kind: class whose method is recorded.
         method: name of the method.
-        parts: the network's modules by `structure`.
+        parts: the network's modules by `outline`.
         others: other attributes of the network that the code reads.
         fixed: arguments of the method that do not change.
     """
@@ -74,7 +80,7 @@ def record(kind: Any, method: str, parts: Pairs, others: Pairs, fixed: Pairs) ->
     every = [each for top in stand_ins for each in top.walk()]
     fuse_layers(graph, [each.path for each in every if each.is_layer])
     module = GraphModule({each.path: nn.Module() for each in every}, graph)
-    name = f"{method}_{len(vars(Recordings))}"
+    name = f"{method}_{next(NUMBERS)}"
     setattr(Recordings, name, staticmethod(type(module).forward))
     return name
 

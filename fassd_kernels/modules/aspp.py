@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from fassd.models.aspp import ASPP
-from fassd_kernels.modules.fused import Fused, Packed, Plan, dilation_of, mismatch, reference_of
+from fassd_kernels.modules.fused import Fused, Packed, Plan
+from fassd_kernels.modules.parts import dilation_of, mismatch, reference_of
 
 
 class FusedASPP(Fused, ASPP):

@@ -10,15 +10,8 @@ from torch import Tensor, nn
 from fassd.models import AsymmetricConv2d
 from fassd_kernels import ops
 from fassd_kernels.autocast import convert
-from fassd_kernels.modules.fused import (
-    Fused,
-    Packed,
-    Plan,
-    dilation_of,
-    is_traced,
-    mismatch,
-    reference_of,
-)
+from fassd_kernels.modules.fused import Fused, Packed, Plan, is_traced
+from fassd_kernels.modules.parts import dilation_of, mismatch, reference_of
 
 
 class FusedAsymmetricConv2d(Fused, AsymmetricConv2d):

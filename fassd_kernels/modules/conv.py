@@ -12,15 +12,8 @@ from torch.nn import functional as F
 from fassd.models.layers import ConvLayer, Rows, resize
 from fassd_kernels import ops
 from fassd_kernels.autocast import convert
-from fassd_kernels.modules.fused import (
-    Fused,
-    Packed,
-    Plan,
-    is_traced,
-    missing_attribute,
-    part_mismatch,
-    same_padding_mismatch,
-)
+from fassd_kernels.modules.fused import Fused, Packed, Plan, is_traced
+from fassd_kernels.modules.parts import missing_attribute, part_mismatch, same_padding_mismatch
 from fassd_kernels.packing import fold
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from fassd.models import DAPF
-from fassd_kernels.modules.fused import Fused, Packed, Plan, dilation_of, mismatch, reference_of
+from fassd_kernels.modules.fused import Fused, Packed, Plan
+from fassd_kernels.modules.parts import dilation_of, mismatch, reference_of
 
 BRANCHES = ("pyBranch2", "pyBranch3", "pyBranch4")
 

@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from fassd.models.hardnet import HarDBlock
-from fassd_kernels.modules.fused import Fused, mismatch, reference_of
+from fassd_kernels.modules.fused import Fused
+from fassd_kernels.modules.parts import mismatch, reference_of
 from fassd_kernels.reference.hardblock import is_output, sources_of
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from fassd.models import MDA
-from fassd_kernels.modules.fused import Fused, Packed, Plan, dilation_of, mismatch, reference_of
+from fassd_kernels.modules.fused import Fused, Packed, Plan
+from fassd_kernels.modules.parts import dilation_of, mismatch, reference_of
 from fassd_kernels.packing import batch_norm_affine
 
 # Submodules that hold a convolution, a batch norm and a PReLU, in the operator's order.

@@ -19,18 +19,11 @@ from fassd_kernels import ops
 from fassd_kernels.autocast import convert
 from fassd_kernels.backends import AUTO, choose, meant
 from fassd_kernels.checks import MAX_LABELS
-from fassd_kernels.graphs.recorded import Recordings, described, recorded, structure
+from fassd_kernels.graphs.recorded import Recordings, outline, outlined, recorded
 from fassd_kernels.graphs.steps import resized
 from fassd_kernels.modules.conv import FusedConv2d, FusedConvLayer
-from fassd_kernels.modules.fused import (
-    KNOWN,
-    Fused,
-    is_ours,
-    is_traced,
-    missing_attribute,
-    runs_as_written,
-    transforming,
-)
+from fassd_kernels.modules.fused import KNOWN, Fused, is_traced, runs_as_written, transforming
+from fassd_kernels.modules.parts import is_ours, missing_attribute
 from fassd_kernels.modules.snapshot import Contents, Snapshot, hooked_globally
 from fassd_kernels.modules.training import kernels_used
 from fassd_kernels.reference.conv_act import channels_last
@@ -160,7 +153,7 @@ class FusedNetwork(FASSDNet):
         if preprocessing_of(self).channels != "BGR":
             pictures = pictures.flip(3)
         first: Any = None if isinstance(self.base, Encoder) else self.base[0]
-        plain = isinstance(first, FusedConvLayer) and described(first)[1]
+        plain = isinstance(first, FusedConvLayer) and outlined(first)[1]
         size = (pictures.shape[1], pictures.shape[2])
         # Other networks raise, or run below on normalised pictures.
         if plain and not (runs_as_written(self) or 0 in self.skip_layers):
@@ -263,7 +256,7 @@ class FusedNetwork(FASSDNet):
         key = (method, fixed)
         if key not in known:
             others = (("skip_layers", self.skip_layers),)
-            known[key] = recorded(FASSDNet, method, structure(self), others, fixed)
+            known[key] = recorded(FASSDNet, method, outline(self), others, fixed)
         result = getattr(Recordings, known[key])(self, **inputs)
         return result
 

@@ -65,6 +65,14 @@ def test_a_pair_that_is_no_longer_one(
     assert operator_calls[-11:-2] == LEVEL * 3
 
 
+def test_a_pooling_by_lists(operator_calls: list[str]) -> None:
+    model, x = network("fassd_net_l2"), picture(120, 130)
+    model.base[6] = nn.AvgPool2d([2, 2], [2, 2])
+    with torch.no_grad():
+        assert relative_error(accelerate(model)(x), exact(model, x)) <= 2e-6
+    assert "upsample" in operator_calls
+
+
 def test_lists_of_another_kind() -> None:
     model, x = network("fassd_net_l2"), picture(120, 130)
     model.base, model.mda = nn.Sequential(*model.base), nn.Sequential(*model.mda)
