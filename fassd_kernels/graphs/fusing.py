@@ -119,11 +119,11 @@ def fuse_resizing(module: GraphModule, node: Node) -> None:
     found = patterns.resized(node)
     if found is None:
         return
-    following = only_user(node)
+    following, arguments = only_user(node), found[:3]
     if following is not None and patterns.best_class(following, node):
-        replace(module, following, Labels(), tuple(found))
+        replace(module, following, Labels(), arguments)
     else:
-        replace(module, node, Upsample("upsample"), tuple(found))
+        replace(module, node, Upsample("upsample"), arguments)
 
 
 def fuse_pooling(module: GraphModule, node: Node) -> None:
