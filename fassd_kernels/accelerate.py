@@ -27,8 +27,9 @@ from fassd_kernels.modules import (
     FusedMDA,
     FusedNetwork,
 )
-from fassd_kernels.modules.fused import is_as_written, is_ours, transforming
+from fassd_kernels.modules.fused import transforming
 from fassd_kernels.modules.network import OUTPUTS, Output
+from fassd_kernels.modules.parts import is_as_written, is_ours
 from fassd_kernels.modules.snapshot import replaced_forward
 from fassd_kernels.reference.conv_act import channels_last
 from fassd_kernels.reference.upsample import Measure
@@ -111,11 +112,6 @@ def accelerate(
         model.to(dtype)
     done: dict[nn.Module, nn.Module | None] = {}
     fused = swap(model, backend, done)
-    if inplace and isinstance(fused, FusedNetwork) and fused is not model:
-        # Existing references to `model` now refer to the accelerated network as well.
-        model.__class__ = FusedNetwork  # type: ignore[assignment]
-        model.__dict__.update(fused.__dict__)
-        fused = model
     if isinstance(fused, FusedNetwork):
         fused.output, fused.measure = output, measure
         fused.casts_input = dtype is not None

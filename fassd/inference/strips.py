@@ -28,10 +28,11 @@ from fassd.inference.maps import MapFile
 from fassd.inference.steps import Picture, Step, Target
 from fassd.models.encoder import STRIDES, Encoder
 from fassd.models.info import temperature_of
-from fassd.models.layers import Rows, interpolate_rows
+from fassd.models.layers import Rows, resize
 from fassd.models.network import FASSDNet
 from fassd.models.preprocess import normalize, preprocessing_of
 from fassd_kernels.graphs.steps import repeatable
+from fassd_kernels.reference.conv_act import channels_last
 from fassd_kernels.reference.upsample import Measure, confident_labels
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ class Plan:
             if not _is_fused(self.network):
                 return self.network.encode(pixels)
             with repeatable():
-                return self.network.encode_from(pixels, 0)
+                return self.network.encode(channels_last(pixels) if pixels.is_cpu else pixels)
 
         self.steps.append(Step("encoder", targets, size[0], seen, compute))
         return [target.map for target in targets]
@@ -143,8 +144,6 @@ class Plan:
 
     def refine(self, index: int, low: MapFile, skip: MapFile) -> MapFile:
         """A level of the decoder; at the last one, with the scores."""
-        from fassd_kernels.modules.network import join
-
         network = self.network
         names = ["conv1x1_up", "mda", "denseBlocksUp"]
         parts = [(f"{name}.{index}", getattr(network, name)[index]) for name in names]
@@ -154,10 +153,8 @@ class Plan:
         seen = field_of(parts, skip.shape[:2])
 
         def joined(below: Tensor, beside: Tensor, rows: Rows) -> Tensor:
-            x = join(network.conv1x1_up[index], below, beside, rows)
-            for _, part in parts[1:]:
-                x = part(x)
-            return x
+            x = network.refine(index, below, beside, rows)
+            return network.finalConv(x) if final else x
 
         def compute(first: int, last: int) -> Sequence[Tensor]:
             rows = Rows(0, low.height, first, skip.height)
@@ -197,7 +194,7 @@ class Plan:
                 if fused:
                     large = network.run("upsample", strip, size, rows)
                 else:
-                    large = interpolate_rows(strip, size, rows)
+                    large = resize(strip, size, rows)
                 found = large.argmax(1)
                 if measure is not None:
                     found = confident_labels(large, measure, temperature_of(network))

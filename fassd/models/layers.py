@@ -41,14 +41,6 @@ class Computing(threading.local):
 COMPUTING = Computing()
 
 
-def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize (N, C, H, W) to (N, C, *size) bilinearly, with aligned corner pixels."""
-    # Compilers see PyTorch's operators.
-    if not torch.compiler.is_compiling() and COMPUTING.resize is not None:
-        return COMPUTING.resize(x, size)
-    return interpolate(x, size)
-
-
 def interpolate(x: Tensor, size: tuple[int, int]) -> Tensor:
     """`resize` as computed by PyTorch."""
     return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
@@ -76,6 +68,19 @@ class Rows(NamedTuple):
         return max(0, int(self.first * step) - 1), min(last, self.low_height)
 
 
+def resize(x: Tensor, size: tuple[int, int], rows: Rows | None = None) -> Tensor:
+    """Resize (N, C, H, W) to (N, C, *size) bilinearly, with aligned corner pixels.
+
+    With `rows`, `x` and the result are strips of two maps, in that position (`interpolate_rows`).
+    """
+    if rows is not None:
+        return interpolate_rows(x, size, rows)
+    # Compilers see PyTorch's operators.
+    if not torch.compiler.is_compiling() and COMPUTING.resize is not None:
+        return COMPUTING.resize(x, size)
+    return interpolate(x, size)
+
+
 def interpolate_rows(x: Tensor, size: tuple[int, int], rows: Rows) -> Tensor:
     """Compute a strip of `interpolate`'s result from a strip of its input.
 
@@ -84,6 +89,9 @@ def interpolate_rows(x: Tensor, size: tuple[int, int], rows: Rows) -> Tensor:
         size: number of rows wanted and width of the result.
         rows: position of both strips in their maps.
     """
+    if torch.overrides.has_torch_function_unary(x):  # one operation in a recorded graph
+        made: Tensor = torch.overrides.handle_torch_function(interpolate_rows, (x,), x, size, rows)
+        return made
     dtype = torch.promote_types(x.dtype, torch.float32)
     wide = interpolate(x.to(dtype), (x.shape[2], size[1]))
     # Positions are computed in PyTorch's type.

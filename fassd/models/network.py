@@ -27,7 +27,7 @@ from fassd.models.aspp import ASPP
 from fassd.models.dapf import DAPF, DILATIONS, checked_dilations
 from fassd.models.encoder import STRIDES, Encoder
 from fassd.models.hardnet import HarDBlock
-from fassd.models.layers import ConvLayer, init_weights, positive_int, resize
+from fassd.models.layers import ConvLayer, Rows, init_weights, positive_int, resize
 from fassd.models.mda import MDA
 from fassd.models.preprocess import MOST_BANDS, Preprocessing
 
@@ -220,21 +220,37 @@ class FASSDNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
-        size = (x.shape[2], x.shape[3])
-        *skips, x = self.encode(x)
-        x = self.DAPF(x)
-        for conv1x1, mda, block in zip(self.conv1x1_up, self.mda, self.denseBlocksUp, strict=True):
-            skip = skips.pop()
-            x = resize(x, (skip.shape[2], skip.shape[3]))
-            x = block(mda(conv1x1(torch.cat([x, skip], 1))))
-        return resize(self.finalConv(x), size)
+        return resize(self._scores(x), (x.shape[2], x.shape[3]))
 
-    def encode(self, x: Tensor) -> list[Tensor]:
-        """The encoder's maps, fine to coarse: the skips, and the input of the context module."""
+    def _scores(self, x: Tensor, begin: int = 0) -> Tensor:
+        """Logits of the finest map, (N, num_classes, h, w), from the input of the encoder, or of
+        its layer `begin`."""
+        maps = self.encode(x, begin)
+        x = self.DAPF(maps.pop())
+        for level in range(len(self.conv1x1_up)):
+            x = self.refine(level, x, maps.pop())
+        return self.finalConv(x)
+
+    def refine(self, level: int, low: Tensor, skip: Tensor, rows: Rows | None = None) -> Tensor:
+        """A level of the decoder: the map `low`, resized, and the skip to a finer map.
+
+        `rows` gives the position of the two if they are strips of maps.
+        """
+        # Each intermediate result is freed before the next but one is made.
+        x = torch.cat([resize(low, (skip.shape[2], skip.shape[3]), rows), skip], 1)
+        x = self.conv1x1_up[level](x)
+        x = self.mda[level](x)
+        return self.denseBlocksUp[level](x)
+
+    def encode(self, x: Tensor, begin: int = 0) -> list[Tensor]:
+        """The encoder's maps, fine to coarse: the skips, and the input of the context module.
+
+        `x` is the input of layer `begin`; encoders other than HarDNet begin at 0.
+        """
         if isinstance(self.base, Encoder):
-            maps: list[Tensor] = self.base(x)
-            return maps
-        maps, begin = [], 0
+            found = self.base(x)
+            return [found[index] for index in range(len(self.conv1x1_up) + 1)]
+        maps = []
         for end in self.ends():
             x = self.encode_part(x, begin, end)
             maps.append(x)

@@ -15,6 +15,7 @@ from fassd_kernels.backends import AUTO, choose, meant
 from fassd_kernels.graphs.fusing import fuse
 from fassd_kernels.graphs.mutation import make_functional
 from fassd_kernels.graphs.steps import Packing
+from fassd_kernels.modules.fused import packing
 from fassd_kernels.modules.snapshot import Contents
 
 log = logging.getLogger(__name__)
@@ -93,14 +94,10 @@ class FusedGraph:
         fresh = known is not None and all(map(is_, known[0], weights)) and known[1].last()
         if not fresh:
             contents = Contents(weights)  # before they are packed: see `Fused.packed`
-            with torch.inference_mode(False), torch.no_grad():
+            with packing(weights) as lasting:
                 for step in self.steps:
                     step.pack(lambda node: None if node is None else inputs[self.places[node]])
-            on_gpu = any(weight.is_cuda for weight in weights)
-            captured = on_gpu and torch.cuda.is_current_stream_capturing()
-            if on_gpu and not captured:  # the next reader may be on another stream
-                torch.cuda.current_stream().synchronize()
-            self.known = None if captured else (weights, contents)
+            self.known = (weights, contents) if lasting else None
         return self.fused(*inputs)
 
 

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fassd_kernels.backends import disabled
-from fassd_kernels.modules.fused import Fused, exports_onnx, is_traced, transforming
+from fassd_kernels.modules.fused import Fused, is_traced, runs_as_written
 from fassd_kernels.modules.snapshot import Snapshot, hooked_globally, replaced_forward
 
 
@@ -33,7 +32,8 @@ class Captured(nn.Module):
 
     def forward(self, *inputs: Any, **keywords: Any) -> Any:
         """Run the module: same arguments and result as its own ``forward``."""
-        compiled = None if self.runs_as_written(*inputs, *keywords.values()) else self.compiled()
+        plain = runs_as_written(self, *inputs, *keywords.values()) or is_traced()
+        compiled = None if plain or hooked_globally() else self.compiled()
         if compiled is None:
             return self.as_written(*inputs, **keywords)
         if self._told:
@@ -55,11 +55,6 @@ class Captured(nn.Module):
 
     def as_written(self, *inputs: Any, **keywords: Any) -> Any:
         return self.original.forward(self, *inputs, **keywords)
-
-    def runs_as_written(self, *inputs: Any) -> bool:
-        if self.training or disabled() or is_traced() or exports_onnx() or transforming():
-            return True
-        return hooked_globally() or any(isinstance(each, torch.fx.Proxy) for each in inputs)
 
     def compiled(self) -> Callable[..., Any] | None:
         """The compiled `as_written`; None if a part carries hooks."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from torch import nn
@@ -119,11 +119,11 @@ def fuse_resizing(module: GraphModule, node: Node) -> None:
     found = patterns.resized(node)
     if found is None:
         return
-    following = only_user(node)
+    following, arguments = only_user(node), found[:3]
     if following is not None and patterns.best_class(following, node):
-        replace(module, following, Labels(), tuple(found))
+        replace(module, following, Labels(), arguments)
     else:
-        replace(module, node, Upsample("upsample"), tuple(found))
+        replace(module, node, Upsample("upsample"), arguments)
 
 
 def fuse_pooling(module: GraphModule, node: Node) -> None:
@@ -160,13 +160,45 @@ def step_of(module: GraphModule, node: Node | None) -> Step | None:
     return found if type(found) is Step else None
 
 
+def fuse_layers(graph: Graph, layers: Collection[str]) -> None:
+    """Fuse the calls of `FusedConvLayer` with what is before or behind them, in a recorded graph.
+
+    Args:
+        graph: graph that calls modules by their names; changed.
+        layers: names of the layers.
+    """
+    for node in list(graph.nodes):
+        if node.op != "call_module" or node.target not in layers:
+            continue
+        following, images = only_user(node), patterns.concatenated(node.args[0])
+        low = patterns.resized(images[0]) if only_user(images[0]) else None
+        if following is not None and patterns.halved(following, node):
+            call_layer(graph, following, node, "pooled", node.args)
+        elif len(images) == 2 and low is not None and low.align_corners:
+            arguments = (low.image, images[1], low.rows)
+            call_layer(graph, node, node, "after_upsample", arguments)
+
+
+def call_layer(
+    graph: Graph, node: Node, layer: Node, method: str, arguments: tuple[Any, ...]
+) -> None:
+    """Call a method of a layer, which `layer` calls as a module, in place of `node`."""
+    with graph.inserting_before(node):
+        itself = graph.get_attr(str(layer.target))
+        put(graph, node, graph.call_method(method, (itself, *arguments)))
+
+
 def replace(module: GraphModule, node: Node, step: nn.Module, arguments: tuple[Any, ...]) -> None:
     """Call `step` in place of `node`."""
     graph: Graph = module.graph
     name = f"step_{sum(1 for _ in module.children())}"
     module.add_module(name, step)
     with graph.inserting_before(node):
-        new = graph.call_module(name, arguments)
+        put(graph, node, graph.call_module(name, arguments))
+
+
+def put(graph: Graph, node: Node, new: Node) -> None:
+    """Let `new` take the place of `node`, and remove what is not read any more."""
     new.meta = dict(node.meta)
     node.replace_all_uses_with(new)
     unread = [node]

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from fassd.models.layers import interpolate_rows
 from fassd_kernels.checks import FLOATING, MAX_LABELS
 from fassd_kernels.reference.conv_act import KERNELS
 from fassd_kernels.reference.grouped_conv import GROUPED_KERNELS
@@ -159,7 +159,17 @@ def addend(node: Node, image: Node) -> Node | None:
 def same_sizes(some: Sequence[Any], others: Sequence[Any]) -> bool:
     """True if sizes are equal, whatever the value of free ones."""
     pairs = zip(some, others, strict=False)
-    return len(some) == len(others) and all(statically_known_true(a == b) for a, b in pairs)
+    return len(some) == len(others) and all(known_true(a == b) for a, b in pairs)
+
+
+def known_true(condition: Any) -> bool:
+    """True if a condition holds whatever the value of free sizes."""
+    if isinstance(condition, bool):
+        return condition
+    # Half a second, which a graph without free sizes does not need.
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(condition)
 
 
 def activation(node: Node, image: Node) -> tuple[str, Node | float | None] | None:
@@ -228,26 +238,38 @@ def concatenated(node: Node) -> list[Node]:
     images = given["tensors"]
     if given.get("dim", 0) not in (1, -3) or not isinstance(images, (list, tuple)):
         return [node]
-    dtypes = {value(each).dtype if is_image(each) else None for each in images}
-    return list(images) if dtypes == {value(node).dtype} else [node]
+    dtypes = {value(each).dtype if is_image(each) else None for each in (node, *images)}
+    return list(images) if len(dtypes) == 1 else [node]
 
 
 class Resized(NamedTuple):
-    """A resizing as in `upsample`: the image, and the height and width of the result."""
+    """A resizing as in `upsample`: the image, and the height and width of the result.
+
+    `rows` is the position of both, if they are strips of images.
+    """
 
     image: Node
     size: Any
     align_corners: bool
+    rows: Any = None
 
 
 def resized(node: Node) -> Resized | None:
     """The bilinear resizing that a node computes; None if it computes none."""
+    if node.op == "call_function" and node.target is interpolate_rows:
+        strip: Any = node.args
+        image, size, rows = strip
+        return Resized(image, size, True, rows)
     if node.op != "call_function" or node.target is not F.interpolate:
         return None
     names = ("input", "size", "scale_factor", "mode", "align_corners")
     given = arguments(node, (*names, "recompute_scale_factor", "antialias"))
     image, size, corners = given["input"], given.get("size"), bool(given.get("align_corners"))
-    if given.get("mode") != "bilinear" or given.get("antialias") or not is_image(image):
+    if given.get("mode") != "bilinear" or given.get("antialias"):
+        return None
+    if value(node) is None:  # in a recorded graph
+        return None if size is None else Resized(image, size, corners)
+    if not is_image(image):
         return None
     sizes = value(node).shape[2:]
     known = all(isinstance(each, int) for each in (*sizes, *value(image).shape[2:]))

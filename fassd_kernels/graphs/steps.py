@@ -449,6 +449,15 @@ class MaxPool(nn.Module):
         return fastest_of(key, (ours, by_pytorch))
 
 
+def resized(
+    operator: str, image: Tensor, size: Sequence[int], backend: str = AUTO, **options: Any
+) -> Tensor:
+    """Call a resizing operator: `upsample`, `upsample_argmax` or `upsample_confidence`."""
+    key = shape_key(operator, [image], {"size": size, **options}) if image.is_cuda else ""
+    found = choose(backend, image.device, operator, dtype=image.dtype, key=key)
+    return ops.operator(operator, found)(image, list(size), **options)
+
+
 class Upsample(nn.Module):
     """`upsample`, or `upsample_argmax` with the argmax after it."""
 
@@ -457,9 +466,7 @@ class Upsample(nn.Module):
         self.operator = operator
 
     def forward(self, image: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
-        backend = choose(AUTO, image.device, self.operator, dtype=image.dtype)
-        operator = ops.operator(self.operator, backend)
-        return operator(image, list(size), align_corners=align_corners)
+        return resized(self.operator, image, size, align_corners=align_corners)
 
 
 class Labels(Upsample):

@@ -6,7 +6,7 @@ gradients.
 
 from fassd_kernels.modules.aspp import FusedASPP
 from fassd_kernels.modules.asymmetric_conv import FusedAsymmetricConv2d
-from fassd_kernels.modules.conv import FusedConv2d, FusedConvLayer, FusedUpsampleConv
+from fassd_kernels.modules.conv import FusedConv2d, FusedConvLayer
 from fassd_kernels.modules.dapf import FusedDAPF
 from fassd_kernels.modules.fused import Fused
 from fassd_kernels.modules.hardblock import FusedHarDBlock
@@ -23,5 +23,4 @@ __all__ = [
     "FusedHarDBlock",
     "FusedMDA",
     "FusedNetwork",
-    "FusedUpsampleConv",
 ]

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from fassd.models.aspp import ASPP
-from fassd_kernels.modules.conv import FusedConvLayer
-from fassd_kernels.modules.fused import Fused, Packed, Plan, missing_attribute
+from fassd_kernels.modules.fused import Fused, Packed, Plan
+from fassd_kernels.modules.parts import dilation_of, mismatch, reference_of
 
 
 class FusedASPP(Fused, ASPP):
@@ -23,31 +23,11 @@ class FusedASPP(Fused, ASPP):
 
     @classmethod
     def mismatch(cls, module: nn.Module) -> str:
-        missing = missing_attribute(module, ("conv1x1", "atrous", "pooled", "fuse"))
-        if missing:
-            return missing
         parts: Any = module
-        if not isinstance(parts.atrous, nn.ModuleList):
-            return f"atrous is a {type(parts.atrous).__name__}; expected ModuleList"
-        layers = {"conv1x1": parts.conv1x1, "pooled": parts.pooled, "fuse": parts.fuse}
-        layers |= {f"atrous[{i}]": layer for i, layer in enumerate(parts.atrous)}
-        for name, layer in layers.items():
-            why = FusedConvLayer.mismatch(layer)
-            kernel = (3, 3) if name.startswith("atrous") else (1, 1)
-            if not why and (layer.conv.kernel_size, layer.conv.stride) != (kernel, (1, 1)):
-                why = f"conv is {layer.conv}; expected a {kernel} kernel at stride 1"
-            if not why and layer.conv.dilation[0] != layer.conv.dilation[1]:
-                why = f"conv is {layer.conv}; expected one dilation"
-            if why:
-                return f"{name}: {why}"
-        width, inplanes = parts.conv1x1.conv.out_channels, parts.conv1x1.conv.in_channels
-        for name, layer in layers.items():
-            expected = width * (2 + len(parts.atrous)) if name == "fuse" else inplanes
-            if layer.conv.in_channels != expected:
-                return f"{name} takes {layer.conv.in_channels} channels; expected {expected}"
-            if name != "fuse" and layer.conv.out_channels != width:
-                return f"{name} gives {layer.conv.out_channels} channels; expected {width}"
-        return ""
+        layers = getattr(parts, "atrous", None)
+        names = range(len(layers)) if isinstance(layers, nn.ModuleList) else ()
+        dilations = tuple(dilation_of(module, f"atrous.{i}.conv") for i in names)
+        return mismatch(module, reference_of(ASPP, 1, 1, dilations or (1,)))
 
     def convolutions(self) -> list[tuple[Any, Any]]:
         layers: list[Any] = [self.conv1x1, *self.atrous, self.pooled, self.fuse]

@@ -10,17 +10,8 @@ from torch import Tensor, nn
 from fassd.models import AsymmetricConv2d
 from fassd_kernels import ops
 from fassd_kernels.autocast import convert
-from fassd_kernels.modules.fused import (
-    Fused,
-    Packed,
-    Plan,
-    conv_mismatch,
-    described,
-    is_plain,
-    is_traced,
-    missing_attribute,
-    norm_mismatch,
-)
+from fassd_kernels.modules.fused import Fused, Packed, Plan, is_traced
+from fassd_kernels.modules.parts import dilation_of, mismatch, reference_of
 
 
 class FusedAsymmetricConv2d(Fused, AsymmetricConv2d):
@@ -38,23 +29,10 @@ class FusedAsymmetricConv2d(Fused, AsymmetricConv2d):
 
     @classmethod
     def mismatch(cls, module: nn.Module) -> str:
-        missing = missing_attribute(module, ("conv3x1", "acti3x1", "conv1x3", "norm", "acti1x3"))
-        if missing:
-            return missing
-        parts: Any = module
-        dilation = parts.conv3x1.dilation[0] if isinstance(parts.conv3x1, nn.Conv2d) else 1
-        reasons = [
-            conv_mismatch("conv3x1", parts.conv3x1, (3, 1), dilation),
-            conv_mismatch("conv1x3", parts.conv1x3, (1, 3), dilation),
-            norm_mismatch("norm", parts.norm),
-        ]
-        kind = nn.PReLU if isinstance(parts.acti3x1, nn.PReLU) else nn.ReLU
-        reasons += [
-            f"{name} is {described(acti)}; expected {kind.__name__}"
-            for name, acti in (("acti3x1", parts.acti3x1), ("acti1x3", parts.acti1x3))
-            if not is_plain(acti, kind)
-        ]
-        return next(filter(None, reasons), "")
+        first = getattr(module, "acti3x1", None)
+        activation = "prelu" if isinstance(first, nn.PReLU) else "relu"
+        dilation = dilation_of(module, "conv3x1")
+        return mismatch(module, reference_of(AsymmetricConv2d, 1, 1, dilation, activation))
 
     def convolutions(self) -> list[tuple[Any, Any]]:
         return [(self.conv3x1, None), (self.conv1x3, self.norm)]

@@ -9,20 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fassd.models.layers import ConvLayer, Rows, interpolate_rows, resize
+from fassd.models.layers import ConvLayer, Rows, resize
 from fassd_kernels import ops
 from fassd_kernels.autocast import convert
-from fassd_kernels.modules.fused import (
-    Fused,
-    Packed,
-    Plan,
-    described,
-    is_plain,
-    is_traced,
-    missing_attribute,
-    norm_mismatch,
-    same_padding_mismatch,
-)
+from fassd_kernels.modules.fused import Fused, Packed, Plan, is_traced
+from fassd_kernels.modules.parts import missing_attribute, part_mismatch, same_padding_mismatch
 from fassd_kernels.packing import fold
 
 
@@ -52,20 +43,24 @@ class SingleConvolution(Fused):
 
 
 def only_packed(packed: Packed) -> Packed:
-    """The arguments with the one packed weight instead of a list of one."""
-    plans = packed.get("packed")
-    return {**packed, "packed": plans[0] if plans else None}
+    """The arguments of a convolution of a whole input, with its one packed weight, if it has one
+    and not the two of `upsample_conv1x1`."""
+    plans: Any = packed.get("packed") or ()
+    arguments = {name: value for name, value in packed.items() if name != "low_channels"}
+    return {**arguments, "packed": plans[0] if len(plans) == 1 else None}
 
 
 class FusedConvLayer(SingleConvolution, ConvLayer):
     """A :class:`fassd.models.layers.ConvLayer` through :func:`fassd_kernels.reference.conv_act`.
 
     Same constructor, parameters, state dict and gradients; see :class:`Fused` for when it fuses.
-    Two methods fuse it with its neighbours in the network.
+    Three methods fuse it with its neighbours in a network.
     """
 
     activation = "relu"
     lead = "conv"
+    # Number of channels of the upsampled part that weights are packed for; None: for a whole input.
+    _low_channels: int | None = None
 
     @classmethod
     def mismatch(cls, module: nn.Module) -> str:
@@ -73,12 +68,24 @@ class FusedConvLayer(SingleConvolution, ConvLayer):
         if missing:
             return missing
         parts: Any = module
-        if not is_plain(parts.relu, nn.ReLU):
-            return f"relu is {described(parts.relu)}; expected ReLU"
-        return same_padding_mismatch("conv", parts.conv) or norm_mismatch("norm", parts.norm)
+        return (
+            same_padding_mismatch("conv", parts.conv)
+            or part_mismatch("norm", parts.norm, nn.BatchNorm2d)
+            or part_mismatch("relu", parts.relu, nn.ReLU)
+        )
 
     def convolutions(self) -> list[tuple[Any, Any]]:
         return [(self.conv, self.norm)]
+
+    def pack(self, dtype: torch.dtype) -> Packed:
+        low = self._low_channels
+        return super().pack(dtype) | ({} if low is None else {"low_channels": low})
+
+    def plan(self, packed: Packed) -> list[Plan]:
+        weight, low = packed["weight"], packed.get("low_channels")
+        if low is None:
+            return super().plan(packed)
+        return [(part, (1, 1), (1, 1)) for part in (weight[:, :low], weight[:, low:])]
 
     def of_pictures(
         self, pictures: Tensor, mean: Sequence[float], std: Sequence[float]
@@ -104,31 +111,6 @@ class FusedConvLayer(SingleConvolution, ConvLayer):
             return F.avg_pool2d(self(x), 2)
         return self.run(*prepared, pool=2)
 
-
-class FusedUpsampleConv(FusedConvLayer):
-    """The 1x1 :class:`FusedConvLayer` behind [upsampled, skip]: the decoder's ``conv1x1_up``.
-
-    Called on a concatenation it acts like any other ConvLayer.
-    """
-
-    # Number of channels of the upsampled part that weights are packed for; None: for a whole input.
-    _low_channels: int | None = None
-
-    def pack(self, dtype: torch.dtype) -> Packed:
-        return {**super().pack(dtype), "low_channels": self._low_channels}
-
-    def plan(self, packed: Packed) -> list[Plan]:
-        weight, low = packed["weight"], packed["low_channels"]
-        if low is None:
-            return super().plan(packed)
-        return [(part, (1, 1), (1, 1)) for part in (weight[:, :low], weight[:, low:])]
-
-    def run(self, x: Tensor, packed: Packed, **more: Any) -> Tensor:
-        arguments = {name: value for name, value in packed.items() if name != "low_channels"}
-        if packed["low_channels"] is not None:
-            arguments["packed"] = None
-        return super().run(x, arguments, **more)
-
     def after_upsample(self, low: Tensor, skip: Tensor, rows: Rows | None = None) -> Tensor:
         """``self(cat([resize(low), skip], 1))``, without writing either argument of ``cat``.
 
@@ -140,9 +122,9 @@ class FusedUpsampleConv(FusedConvLayer):
             self.repack()
         prepared = self.prepare(low)
         if prepared is None or self.conv.kernel_size != (1, 1) or self.conv.stride != (1, 1):
-            return self(torch.cat([resized(low, size, rows), skip], 1))
+            return self(torch.cat([resize(low, size, rows), skip], 1))
         low, packed = prepared
-        fits = packed["low_channels"] == low.shape[1]
+        fits = packed.get("low_channels") == low.shape[1]
         skip = convert(skip, low.dtype, type(self).__name__, "the skip")
         sizes = {"weight": packed["weight"], "activation": self.activation}
         backend = self.backend_for(low, [low, skip], sizes, "upsample_conv1x1")
@@ -153,15 +135,10 @@ class FusedUpsampleConv(FusedConvLayer):
         function = ops.operator("upsample_conv1x1", backend)
         if rows is not None:
             if backend != "cpu":
-                return self(torch.cat([resized(low, size, rows), skip], 1))
+                return self(torch.cat([resize(low, size, rows), skip], 1))
             function = torch.ops.fassd_kernels.upsample_conv1x1_rows
             arguments.update(slope=None, rows=rows)
         return function([low], [skip], packed["weight"], packed["bias"], **arguments)
-
-
-def resized(low: Tensor, size: tuple[int, int], rows: Rows | None) -> Tensor:
-    """`low` resized; `rows` gives the position of strips."""
-    return resize(low, size) if rows is None else interpolate_rows(low, size, rows)
 
 
 class FusedConv2d(SingleConvolution, nn.Conv2d):

@@ -8,14 +8,8 @@ import torch
 from torch import nn
 
 from fassd.models import DAPF
-from fassd_kernels.modules.fused import (
-    Fused,
-    Packed,
-    Plan,
-    conv_mismatch,
-    missing_attribute,
-    norm_mismatch,
-)
+from fassd_kernels.modules.fused import Fused, Packed, Plan
+from fassd_kernels.modules.parts import dilation_of, mismatch, reference_of
 
 BRANCHES = ("pyBranch2", "pyBranch3", "pyBranch4")
 
@@ -33,22 +27,8 @@ class FusedDAPF(Fused, DAPF):
 
     @classmethod
     def mismatch(cls, module: nn.Module) -> str:
-        parts = ("atrous_conv3x1", "bn3x1", "atrous_conv1x3", "bn1x3")
-        branched = (f"{branch}.{part}" for branch in BRANCHES for part in parts)
-        names = ("conv1x1", "bn1x1", "conv1", "bn1", *branched)
-        missing = missing_attribute(module, names)
-        if missing:
-            return missing
-        get = module.get_submodule
-        reasons = [conv_mismatch(name, get(name), (1, 1), 1) for name in ("conv1x1", "conv1")]
-        reasons += [norm_mismatch(name, get(name)) for name in names if ".bn" in f".{name}"]
-        for branch in BRANCHES:
-            vertical = get(f"{branch}.atrous_conv3x1")
-            dilation = vertical.dilation[0] if isinstance(vertical, nn.Conv2d) else 1
-            for part, kernel in (("atrous_conv3x1", (3, 1)), ("atrous_conv1x3", (1, 3))):
-                name = f"{branch}.{part}"
-                reasons.append(conv_mismatch(name, get(name), kernel, dilation))
-        return next(filter(None, reasons), "")
+        dilations = tuple(dilation_of(module, f"{name}.atrous_conv3x1") for name in BRANCHES)
+        return mismatch(module, reference_of(DAPF, 1, 1, dilations))
 
     def branches(self) -> list[Any]:
         return [getattr(self, name) for name in BRANCHES]

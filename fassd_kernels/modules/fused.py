@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
@@ -12,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fassd import models
 from fassd_kernels import ops
 from fassd_kernels.autocast import autocasts, convert
 from fassd_kernels.backends import (
@@ -25,18 +25,15 @@ from fassd_kernels.backends import (
 )
 from fassd_kernels.checks import check_storage
 from fassd_kernels.choices import NOTHING, shape_key
+from fassd_kernels.modules.parts import is_as_written, is_ours, structure
 from fassd_kernels.modules.snapshot import (
-    DEFINED,
-    METHODS,
     Contents,
     Snapshot,
     has_hooks,
     hooked_globally,
-    replaced_forward,
 )
 from fassd_kernels.modules.training import kernels_used
 from fassd_kernels.packing import fold, is_foldable
-from fassd_kernels.reference.conv_act import KERNELS
 
 Packed = dict[str, Any]
 # A weight, and the stride and dilation to pack it for.
@@ -195,14 +192,11 @@ class Fused(nn.Module):
 
     def prepare(self, x: Tensor) -> tuple[Tensor, Packed] | None:
         """The input in the type to compute in, and fresh weights; None if it cannot be fused."""
-        if self.training or disabled():
+        if runs_as_written(self, x):
             return None
         traced = is_traced()
         now = None if traced else self.known()
         if now is None:
-            # Inside a transform, tensors may have no address for a snapshot to read.
-            if exports_onnx() or transforming() or isinstance(x, torch.fx.Proxy):
-                return None
             now = None if traced else self.snapshot()
             fusible = now.fusible and not hooked_globally() if now else self.fusible_as_traced()
             if not fusible:
@@ -286,21 +280,14 @@ class Fused(nn.Module):
         self.check_storages()
         # Before packing: edits that another thread makes meanwhile count as later ones.
         contents = Contents(now.tensors) if now.countable else None
-        # Not in inference mode, whose tensors cannot be used in a later call with gradients.
-        with torch.inference_mode(False), torch.no_grad():
+        with packing(now.tensors) as lasting:
             packed = {name: kept(value) for name, value in self.pack(dtype).items()}
             packed["packed"] = [
                 ops.packer(self.backend_for(weight))(weight, stride=stride, dilation=dilation)
                 for weight, stride, dilation in self.plan(packed)
             ]
-            on_gpu = are_on_gpu(packed["packed"])
-            captured = on_gpu and torch.cuda.is_current_stream_capturing()
-            if on_gpu and not captured:
-                # The next reader may be on another stream.
-                torch.cuda.current_stream().synchronize()
-        # Weights made in a mode that only propagates shapes are not cached, nor those of a graph
-        # being captured, which are in the graph's memory from its first replay on.
-        if not captured and all(type(tensor) is Tensor for tensor in packed["packed"]):
+        # Weights made in a mode that only propagates shapes are not cached.
+        if lasting and all(type(tensor) is Tensor for tensor in packed["packed"]):
             # One assignment of one tuple: threads that meet here pack twice, with equal results.
             self._packed = Cached(now, contents, dtype, packed)
         return packed
@@ -347,7 +334,24 @@ def kept(value: Any) -> Any:
 
 
 def are_on_gpu(tensors: Sequence[Tensor]) -> bool:
-    return any(type(tensor) is Tensor and tensor.is_cuda for tensor in tensors)
+    return any(type(tensor) in (Tensor, nn.Parameter) and tensor.is_cuda for tensor in tensors)
+
+
+@contextmanager
+def packing(tensors: Sequence[Tensor]) -> Iterator[bool]:
+    """Within the block, weights that are made of `tensors` can be used in any later call.
+
+    Yields:
+        False if they must not be kept: those of a graph being captured are in the graph's memory
+        from its first replay on.
+    """
+    on_gpu = are_on_gpu(tensors)
+    captured = on_gpu and torch.cuda.is_current_stream_capturing()
+    # Not in inference mode, whose tensors cannot be used in a later call with gradients.
+    with torch.inference_mode(False), torch.no_grad():
+        yield not captured
+        if on_gpu and not captured:
+            torch.cuda.current_stream().synchronize()  # the next reader may be on another stream
 
 
 def is_traced() -> bool:
@@ -367,93 +371,14 @@ def transforming() -> bool:
     )
 
 
-def missing_attribute(module: nn.Module, names: tuple[str, ...]) -> str:
-    """A message about the first of the dotted `names` that is not a submodule; empty if all are."""
-    for name in names:
-        try:
-            module.get_submodule(name)
-        except AttributeError:
-            return f"it has no submodule {name!r}"
-    return ""
+def runs_as_written(module: nn.Module, *inputs: Any) -> bool:
+    """True if a call must run a module's own code on PyTorch's operators.
 
-
-def conv_mismatch(name: str, conv: Any, kernel: tuple[int, int], dilation: int) -> str:
-    """The reason why `conv` is not a dense `kernel` convolution, stride 1, "same" padding."""
-    if not is_plain(conv, nn.Conv2d):
-        return f"{name} is {described(conv)}; expected Conv2d"
-    dilations = tuple(dilation if k > 1 else 1 for k in kernel)
-    padding = tuple(d * (k // 2) for d, k in zip(dilations, kernel, strict=True))
-    found = (conv.kernel_size, conv.stride, conv.groups, conv.padding_mode)
-    if found != (kernel, (1, 1), 1, "zeros"):
-        return f"{name} is {conv}; expected a {kernel[0]}x{kernel[1]} kernel at stride 1"
-    if conv.padding != padding or any(
-        k > 1 and a != b for k, a, b in zip(kernel, conv.dilation, dilations, strict=True)
-    ):
-        return f"{name} is {conv}; expected dilation {dilations} and padding {padding}"
-    return ""
-
-
-def same_padding_mismatch(name: str, conv: Any, kind: type[nn.Module] = nn.Conv2d) -> str:
-    """The reason why ``conv_act`` cannot compute `conv`; empty if it can."""
-    if not is_plain(conv, nn.Conv2d, kind):
-        return f"{name} is {described(conv)}; expected Conv2d"
-    padding = tuple(d * (k // 2) for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
-    settings = (conv.groups, conv.padding_mode, conv.padding)
-    if conv.kernel_size not in KERNELS or settings != (1, "zeros", padding):
-        return f'{name} is {conv}; expected a 3x3, 3x1, 1x3 or 1x1 kernel with "same" padding'
-    return ""
-
-
-def norm_mismatch(name: str, bn: nn.Module) -> str:
-    if not is_plain(bn, nn.BatchNorm2d, nn.SyncBatchNorm):
-        return f"{name} is {described(bn)}; expected a batch norm"
-    return ""
-
-
-def described(module: nn.Module) -> str:
-    """Description of a part that is not plain, for an error message."""
-    kind = type(module)
-    changed = kind.__module__.startswith("torch.nn.modules.") and not is_plain(module, kind)
-    return f"a {kind.__name__}" + (", of which a method or tensor was replaced" if changed else "")
-
-
-def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
-    """True if `module` is of one of the kinds and computes what that kind does."""
-    return not replaced_forward(module) and any(
-        isinstance(module, kind) and inherits(module, kind) for kind in kinds
-    )
-
-
-def inherits(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """True if a module inherits everything that it computes with from `kind`, unmodified."""
-    classes = type(module).__mro__
-    # The class that a parametrization adds in front provides the weight to compute with.
-    first = 1 if nn.utils.parametrize.is_parametrized(module) else 0
-    between = classes[first : classes.index(kind)]
-    methods = (name for name in METHODS if hasattr(kind, name))
-    return all(DEFINED.isdisjoint(vars(each)) for each in between) and all(
-        is_as_written(kind, name) for name in methods
-    )
-
-
-def is_as_written(kind: type[nn.Module], method: str = "forward") -> bool:
-    """True if a method of a class is the one in its source, and was not replaced."""
-    owner = next(each for each in kind.__mro__ if method in vars(each))
-    found = vars(owner)[method]
-    place = (getattr(found, "__module__", ""), getattr(found, "__qualname__", ""))
-    written = place == (owner.__module__, f"{owner.__qualname__}.{method}")
-    return (written and not hasattr(found, "__wrapped__")) or found is nn.Module.forward
-
-
-def is_ours(kind: type[nn.Module]) -> bool:
-    """True for a class of this project or of PyTorch, which can be trusted to do its job."""
-    return kind.__module__.startswith((f"{models.__name__}.", "torch.nn.modules."))
-
-
-def structure(module: nn.Module) -> list[Any]:
-    """Kinds of the parts of a module that have parts themselves, and the names of these."""
-    inner = (part for part in module.modules() if part is not module and part._modules)
-    return [(type(part), *part._modules) for part in inner]
+    Inside a transform, tensors may have no address for a snapshot to read.
+    """
+    if module.training or disabled() or exports_onnx() or transforming():
+        return True
+    return any(isinstance(each, torch.fx.Proxy) for each in inputs)
 
 
 def base_of(module: Fused) -> type[nn.Module]:

@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from fassd.models.hardnet import HarDBlock
-from fassd_kernels.modules.conv import FusedConvLayer
-from fassd_kernels.modules.fused import Fused, missing_attribute
+from fassd_kernels.modules.fused import Fused
+from fassd_kernels.modules.parts import mismatch, reference_of
 from fassd_kernels.reference.hardblock import is_output, sources_of
 
 
@@ -23,26 +23,9 @@ class FusedHarDBlock(Fused, HarDBlock):
 
     @classmethod
     def mismatch(cls, module: nn.Module) -> str:
-        missing = missing_attribute(module, ("layers", "layers.0"))
-        if missing:
-            return missing
-        layers: Any = module.get_submodule("layers")
-        if not isinstance(layers, nn.ModuleList):
-            return f"layers is a {type(layers).__name__}; expected ModuleList"
-        widths: list[int] = []
-        for k, layer in enumerate(layers, start=1):
-            why = FusedConvLayer.mismatch(layer)
-            if why:
-                return f"layers[{k - 1}]: {why}"
-            conv: Any = layer.get_submodule("conv")
-            if (conv.kernel_size, conv.stride, conv.dilation) != ((3, 3), (1, 1), (1, 1)):
-                return f"layers[{k - 1}]: conv is {conv}; expected a 3x3 kernel at stride 1"
-            widths = widths or [conv.in_channels]
-            feeding = sum(widths[source] for source in sources_of(k))
-            if conv.in_channels != feeding:
-                return f"layers[{k - 1}] takes {conv.in_channels} channels; expected {feeding}"
-            widths.append(conv.out_channels)
-        return ""
+        layers = getattr(module, "layers", None)
+        count = len(layers) if isinstance(layers, nn.ModuleList) else 0
+        return mismatch(module, reference_of(HarDBlock, 1, 1, 1.0, max(count, 1)))
 
     def add_missing(self) -> None:
         """Add attributes that :class:`HarDBlock` has and a foreign class may not have."""

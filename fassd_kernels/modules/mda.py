@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from fassd.models import MDA
-from fassd_kernels.modules.fused import (
-    Fused,
-    Packed,
-    Plan,
-    conv_mismatch,
-    described,
-    is_plain,
-    missing_attribute,
-    norm_mismatch,
-)
+from fassd_kernels.modules.fused import Fused, Packed, Plan
+from fassd_kernels.modules.parts import dilation_of, mismatch, reference_of
 from fassd_kernels.packing import batch_norm_affine
 
 # Submodules that hold a convolution, a batch norm and a PReLU, in the operator's order.
-CONVOLUTIONS = {
-    "conv3x3": (3, 3),
-    "parallel_conv3x3": (3, 3),
-    "parallel_ddconv3x1": (3, 1),
-    "parallel_ddconv1x3": (1, 3),
-}
+CONVOLUTIONS = ("conv3x3", "parallel_conv3x3", "parallel_ddconv3x1", "parallel_ddconv1x3")
 
 
 class FusedMDA(Fused, MDA):
@@ -42,26 +29,10 @@ class FusedMDA(Fused, MDA):
 
     @classmethod
     def mismatch(cls, module: nn.Module) -> str:
-        norms = ["bn_relu_1", *(f"{name}.bn_prelu" for name in CONVOLUTIONS), "bn_relu_2"]
-        convs = [f"{name}.conv" for name in CONVOLUTIONS]
-        names = [f"{norm}.{part}" for norm in norms for part in ("bn", "acti")]
-        missing = missing_attribute(module, (*names, *convs, "conv1x1.conv"))
-        if missing:
-            return missing
-        get = module.get_submodule
-        vertical = get("parallel_ddconv3x1.conv")
-        dilation = vertical.dilation[0] if isinstance(vertical, nn.Conv2d) else 1
-        reasons = [conv_mismatch("conv1x1.conv", get("conv1x1.conv"), (1, 1), 1)]
-        for name, kernel in CONVOLUTIONS.items():
-            d = dilation if "dd" in name else 1
-            reasons.append(conv_mismatch(f"{name}.conv", get(f"{name}.conv"), kernel, d))
-        for norm in norms:
-            reasons.append(norm_mismatch(f"{norm}.bn", get(f"{norm}.bn")))
-            if not is_plain(get(f"{norm}.acti"), nn.PReLU):
-                reasons.append(f"{norm}.acti is {described(get(f'{norm}.acti'))}; not PReLU")
-        if get("conv1x1.conv").bias is not None:
-            reasons.append("conv1x1.conv has a bias; expected none")
-        return next(filter(None, reasons), "")
+        dilation = dilation_of(module, "parallel_ddconv3x1.conv")
+        why = mismatch(module, reference_of(MDA, 2, dilation))
+        bias = not why and cast(Any, module).conv1x1.conv.bias is not None
+        return "conv1x1.conv has a bias; expected none" if bias else why
 
     def norms(self) -> list[Any]:
         """The six pairs of batch norm and PReLU, in the operator's order."""

@@ -12,31 +12,19 @@ from torch import Tensor, nn
 
 from fassd.models.encoder import Encoder
 from fassd.models.info import temperature_of
-from fassd.models.layers import Rows, interpolate_rows, resize
+from fassd.models.layers import Rows, resize
 from fassd.models.network import FASSDNet
 from fassd.models.preprocess import preprocessing_of
 from fassd_kernels import ops
 from fassd_kernels.autocast import convert
-from fassd_kernels.backends import AUTO, choose, disabled, meant
+from fassd_kernels.backends import AUTO, choose, meant
 from fassd_kernels.checks import MAX_LABELS
-from fassd_kernels.choices import shape_key
-from fassd_kernels.modules.conv import (
-    FusedConv2d,
-    FusedConvLayer,
-    FusedUpsampleConv,
-    resized,
-)
-from fassd_kernels.modules.fused import (
-    KNOWN,
-    Fused,
-    exports_onnx,
-    is_ours,
-    is_plain,
-    is_traced,
-    missing_attribute,
-    transforming,
-)
-from fassd_kernels.modules.snapshot import Contents, Snapshot, has_hooks, hooked_globally
+from fassd_kernels.graphs.recorded import Recordings, outline, outlined, recorded
+from fassd_kernels.graphs.steps import resized
+from fassd_kernels.modules.conv import FusedConv2d, FusedConvLayer
+from fassd_kernels.modules.fused import KNOWN, Fused, is_traced, runs_as_written, transforming
+from fassd_kernels.modules.parts import is_ours, missing_attribute
+from fassd_kernels.modules.snapshot import Contents, Snapshot, hooked_globally
 from fassd_kernels.modules.training import kernels_used
 from fassd_kernels.reference.conv_act import channels_last
 from fassd_kernels.reference.upsample import Measure, confident_labels
@@ -47,22 +35,25 @@ OUTPUTS = get_args(Output)
 
 @dataclass(eq=False)
 class Seen:
-    """A network at one call, and the contents that its modules had packed by its end."""
+    """A network at one call, the contents that its modules had packed by its end, and what was
+    recorded of it."""
 
     snapshot: Snapshot
     contents: Contents | None
     packed: dict[Fused, Contents] = field(default_factory=dict)
+    names: dict[Any, str] = field(default_factory=dict)
 
 
 class FusedNetwork(FASSDNet):
     """A :class:`fassd.models.FASSDNet` whose modules are fused, and fused with each other.
 
-    In eval mode these are fused: an encoder 1x1 with the average pooling after it; a decoder 1x1
-    with the upsampling and concatenation before it (its low-resolution part is convolved before it
-    is upsampled); the last upsampling with the argmax. If a module of a pair carries a hook, or was
-    replaced by another kind, the pair runs as two modules. In training mode everything is the
-    reference's, on a CPU with the operators of :mod:`fassd_kernels.modules.training`. An encoder of
-    timm becomes :class:`fassd_kernels.graphs.captured.Captured` in `accelerate`.
+    In eval mode the code of FASSDNet is recorded as a graph (:mod:`fassd_kernels.graphs.recorded`)
+    in which these are fused: an encoder 1x1 with the average pooling after it; a decoder 1x1 with
+    the upsampling and concatenation before it (its low-resolution part is convolved before it is
+    upsampled). The last upsampling is fused with the argmax. If a module of a pair carries a hook,
+    or was replaced by another kind, the pair runs as two modules. In training mode everything is
+    the reference's, on a CPU with the operators of :mod:`fassd_kernels.modules.training`. An
+    encoder of timm becomes :class:`fassd_kernels.graphs.captured.Captured` in `accelerate`.
 
     Shape: (N, 3, H, W) to logits (N, num_classes, H, W), channels_last; in eval mode with
     ``output="labels"`` to uint8 labels (N, H, W), and with ``output="labels+confidence"`` to labels
@@ -90,17 +81,13 @@ class FusedNetwork(FASSDNet):
 
     @classmethod
     def take_over(cls, module: nn.Module, backend: str) -> FusedNetwork:
-        """Make the network with `module`'s own tables; `module` is then discarded."""
-        fused = cls.__new__(cls)
-        fused.__dict__.update(module.__dict__)
-        fused.backend = backend
-        fused._seen = None
-        for index, layer in enumerate(fused.conv1x1_up):
-            if isinstance(layer, FusedConvLayer):
-                fused.conv1x1_up[index] = FusedUpsampleConv.take_over(layer, backend)
+        """Let `module` itself become the fused network."""
+        fused: Any = module
+        fused.__class__ = cls
+        fused.backend, fused._seen = backend, None
         if not FusedConv2d.mismatch(fused.finalConv):
-            fused._modules["finalConv"] = FusedConv2d.take_over(fused.finalConv, backend)
-        return fused
+            fused.finalConv = FusedConv2d.take_over(fused.finalConv, backend)
+        return cast(FusedNetwork, fused)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.output != "logits" and not self.training:
@@ -112,7 +99,7 @@ class FusedNetwork(FASSDNet):
             with kernels_used(self.training and meant(self.backend) in (AUTO, "cpu")):
                 return super().forward(x)
         scores, size = self.scores(x), (x.shape[2], x.shape[3])
-        return resize(scores, size) if unfused() else self.run("upsample", scores, size)
+        return self.run("upsample", scores, size)
 
     def predict_labels(self, x: Tensor, measure: Measure | None = None) -> Tensor:
         """Predict (N, 3, H, W) to the class of every pixel, uint8 (N, H, W), whatever `output` is.
@@ -134,8 +121,6 @@ class FusedNetwork(FASSDNet):
         rows: Rows | None = None,
     ) -> Tensor:
         """Logits of the finest map to labels of the picture's size; `rows` as of `run`."""
-        if unfused():
-            return labels_of(resized(scores, size, rows), measure, temperature_of(self))
         if measure is None:
             return self.run("upsample_argmax", scores, size, rows)
         own: dict[str, Any] = {"measure": measure, "temperature": temperature_of(self)}
@@ -168,14 +153,14 @@ class FusedNetwork(FASSDNet):
         if preprocessing_of(self).channels != "BGR":
             pictures = pictures.flip(3)
         first: Any = None if isinstance(self.base, Encoder) else self.base[0]
-        plain = isinstance(first, FusedConvLayer) and not is_hooked(first)
+        plain = isinstance(first, FusedConvLayer) and outlined(first)[1]
         size = (pictures.shape[1], pictures.shape[2])
         # Other networks raise, or run below on normalised pictures.
-        if plain and not (self.training or unfused() or 0 in self.skip_layers):
+        if plain and not (runs_as_written(self) or 0 in self.skip_layers):
             with self.looking_once():
                 fits = min(size) >= self.minimum_size
                 x = first.of_pictures(pictures, mean, std) if fits else None
-                scores = None if x is None else self.scores_from(x, 1)
+                scores = None if x is None else self._scores(x, 1)
             if scores is not None:
                 return self.labels_of(scores, size, measure)
         dtype = self.finalConv.weight.dtype
@@ -229,57 +214,51 @@ class FusedNetwork(FASSDNet):
         self, name: str, x: Tensor, size: tuple[int, int], rows: Rows | None = None, **own: Any
     ) -> Tensor:
         """Call a resizing operator; `rows` gives the position of strips."""
-        key = shape_key(name, [x], {"size": size}) if x.is_cuda else ""
-        backend = choose(self.backend, x.device, name, dtype=x.dtype, key=key)
-        if rows is None:
-            return ops.operator(name, backend)(x, size, **own)
-        if backend == "cpu":
+        # torch.jit.trace turns sizes into tensors, which only PyTorch's own resizing takes.
+        plain = runs_as_written(self, x) or torch.jit.is_tracing()
+        if not plain and rows is None:
+            return resized(name, x, size, self.backend, **own)
+        if not plain and choose(self.backend, x.device, name, dtype=x.dtype) == "cpu":
             function = getattr(torch.ops.fassd_kernels, f"{name}_rows")
             return cast(Tensor, function(x, size, rows, **own))
-        strip = interpolate_rows(x, size, rows)
+        strip = resize(x, size, rows)
         return strip if name == "upsample" else labels_of(strip, **own)
 
     def scores(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) to logits (N, num_classes, h, w) of the finest map, in eval mode."""
         self._check_input(x)
-        with self.looking_once():
-            return self.scores_from(self.cast(x), 0)
-
-    def scores_from(self, x: Tensor, begin: int) -> Tensor:
-        """The rest of :meth:`scores`, from the input of layer `begin` of the encoder on."""
-        *skips, x = self.encode_from(x, begin)
-        x = self.DAPF(x)
-        for conv1x1, mda, block in zip(self.conv1x1_up, self.mda, self.denseBlocksUp, strict=True):
-            # Step by step and without a variable for the skip, so that each input is freed before
-            # the next output is made.
-            x = join(conv1x1, x, skips.pop())
-            x = mda(x)
-            x = block(x)
-        return self.finalConv(x)
-
-    def encode_from(self, x: Tensor, begin: int) -> list[Tensor]:
-        """The encoder's maps from the input of its layer `begin`, fine to coarse, in eval mode."""
-        if isinstance(self.base, Encoder):
+        x = self.cast(x)
+        if isinstance(self.base, Encoder) and x.is_cpu and not transforming():
             # The fused modules after it return channels_last; its own convolutions then do, too.
-            return self.encode(channels_last(x) if x.is_cpu and not transforming() else x)
-        maps = []
-        for end in self.ends():
-            x = self.encode_part(x, begin, end)
-            maps.append(x)
-            begin = end
-        return maps
+            x = channels_last(x)
+        with self.looking_once():
+            return self._scores(x)
+
+    def _scores(self, x: Tensor, begin: int = 0) -> Tensor:
+        return self.fused("_scores", x=x, begin=begin)
 
     def encode_part(self, x: Tensor, begin: int, end: int) -> Tensor:
-        """The output of layers [begin, end) of the encoder for the input `x`."""
-        layers: list[Any] = list(self.base)[begin:end]
-        while layers:
-            layer, *layers = layers
-            if poolable(layer, layers[0] if layers else None):
-                x = layer.pooled(x)
-                layers = layers[1:]
-            else:
-                x = layer(x)
-        return x
+        return self.fused("encode_part", x=x, begin=begin, end=end)
+
+    def refine(self, level: int, low: Tensor, skip: Tensor, rows: Rows | None = None) -> Tensor:
+        return self.fused("refine", level=level, low=low, skip=skip, rows=rows)
+
+    def fused(self, method: str, **arguments: Any) -> Tensor:
+        """Call a method of FASSDNet, in eval mode with its modules fused with each other."""
+        inputs = {name: x for name, x in arguments.items() if not isinstance(x, int | None)}
+        result: Tensor
+        if runs_as_written(self, *inputs.values()):
+            result = getattr(super(), method)(**arguments)
+            return result
+        fixed = tuple([pair for pair in arguments.items() if pair[0] not in inputs])
+        seen = None if is_traced() else self._seen
+        known = seen.names if seen and KNOWN.fresh is seen.packed else {}
+        key = (method, fixed)
+        if key not in known:
+            others = (("skip_layers", self.skip_layers),)
+            known[key] = recorded(FASSDNet, method, outline(self), others, fixed)
+        result = getattr(Recordings, known[key])(self, **inputs)
+        return result
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, output={self.output}"
@@ -298,31 +277,3 @@ def labels_of(logits: Tensor, measure: Measure | None = None, temperature: float
     if measure is not None:
         return confident_labels(logits, measure, temperature)
     return logits.argmax(1).to(torch.uint8)
-
-
-def unfused() -> bool:
-    """True if resizing must be PyTorch's own: torch.jit.trace turns sizes into tensors."""
-    return disabled() or transforming() or torch.jit.is_tracing() or exports_onnx()
-
-
-def is_hooked(module: nn.Module) -> bool:
-    """True if a module must be called as such, because something observes its calls."""
-    return has_hooks(module) or (not is_traced() and hooked_globally())
-
-
-def join(conv1x1: nn.Module, low: Tensor, skip: Tensor, rows: Rows | None = None) -> Tensor:
-    """A decoder 1x1 on [`low` upsampled, `skip`]; `rows` gives the position of strips."""
-    if isinstance(conv1x1, FusedUpsampleConv) and not is_hooked(conv1x1):
-        return conv1x1.after_upsample(low, skip, rows)
-    return conv1x1(torch.cat([resized(low, (skip.shape[2], skip.shape[3]), rows), skip], 1))
-
-
-def poolable(layer: nn.Module, following: nn.Module | None) -> bool:
-    """True if two layers are a ConvLayer and a 2x2 average pooling that can run as one."""
-    if not isinstance(layer, FusedConvLayer) or is_hooked(layer):
-        return False
-    if following is None or not is_plain(following, nn.AvgPool2d) or is_hooked(following):
-        return False
-    pool: Any = following
-    plain = (pool.padding, pool.ceil_mode, pool.divisor_override) == (0, False, None)
-    return plain and pool.kernel_size in (2, (2, 2)) and pool.stride in (2, (2, 2))

@@ -19,10 +19,18 @@ from torch.utils.hooks import RemovableHandle
 from fassd_kernels.ops import CPU_MISSING, checksum, pieces_of
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-# Attributes of the parts that folding or the check of the parts depends on.
+# Attributes of the parts that folding, fusing or the check of the parts depends on.
 SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Conv2d: ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
     nn.BatchNorm2d: ("eps", "training"),
+    nn.AvgPool2d: (
+        "kernel_size",
+        "stride",
+        "padding",
+        "ceil_mode",
+        "count_include_pad",
+        "divisor_override",
+    ),
 }
 ALL_SETTINGS = tuple(name for names in SETTINGS.values() for name in names)
 # Kinds that compute with the parts and tensors that they hold, unless one is removed from its
@@ -178,8 +186,8 @@ def read_settings(table: dict[str, Any]) -> list[Any]:
 
 @functools.cache
 def computes(kind: type[nn.Module]) -> bool:
-    """True if a kind of part has settings that matter for folding."""
-    return issubclass(kind, (nn.Conv2d, nn.modules.batchnorm._NormBase))
+    """True if a kind of part has settings that matter for folding or fusing."""
+    return issubclass(kind, (nn.Conv2d, nn.modules.batchnorm._NormBase, nn.AvgPool2d))
 
 
 class Contents:

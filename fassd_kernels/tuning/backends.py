@@ -20,7 +20,7 @@ from fassd_kernels import ops
 from fassd_kernels.accelerate import FUSED
 from fassd_kernels.backends import backends, refusal
 from fassd_kernels.choices import Medians, fastest, read_table, user_path, write_table
-from fassd_kernels.modules.conv import FusedUpsampleConv
+from fassd_kernels.modules.conv import FusedConvLayer
 from fassd_kernels.modules.fused import Plan
 from fassd_kernels.operators import OPERATORS
 from fassd_kernels.triton.device import Device
@@ -30,7 +30,7 @@ from fassd_kernels.tuning.trials import Repeats, TuningCase, TuningTrial
 
 PLANS: dict[str, Callable[[Any, dict[str, Any]], list[Plan]]] = {
     fused.operator: fused.plan for fused in FUSED.values()
-} | {"upsample_conv1x1": FusedUpsampleConv.plan}
+} | {"upsample_conv1x1": FusedConvLayer.plan}
 
 
 def plans_of(call: OperatorCall) -> list[Plan]:

@@ -347,7 +347,7 @@ def test_modules_with_other_parts_are_refused(reference: nn.Module, gone: bool) 
 def test_wrong_configuration_is_refused() -> None:
     dapf = DAPF(8)
     dapf.pyBranch3.atrous_conv1x3 = nn.Conv2d(4, 4, (1, 3), padding=(0, 5), dilation=(1, 5))
-    with pytest.raises(TypeError, match=r"pyBranch3.atrous_conv1x3 .*expected dilation \(1, 24\)"):
+    with pytest.raises(TypeError, match=r"pyBranch3.atrous_conv1x3 .*expected padding \(0, 24\)"):
         FusedDAPF.from_reference(dapf)
     mda = MDA(8, 2)
     mda.bn_relu_2.acti = nn.ReLU()
