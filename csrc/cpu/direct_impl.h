@@ -128,9 +128,6 @@ struct TapRows {
       }
     }
     ahead.write(conv, part.n, y, x0, x0 + pixels);
-    if (conv.epilogue.residual) {
-      ahead.read(*conv.epilogue.residual, part.n, y, {x0, 1, pixels});
-    }
   }
 };
 

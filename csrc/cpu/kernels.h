@@ -192,10 +192,12 @@ struct Kernels {
                          const T* weight_right, int64_t width, int64_t channels, Measure measure,
                          T scale, uint8_t* labels, uint8_t* certainties);
 
-  // planes[c * plane + x] = top + (bottom - top) * weight for `width` pixels, rounded up to whole
-  // vectors, of two rows of adjacent channels.
-  void (*blend_to_planes)(const T* top, const T* bottom, int64_t stride_w, T weight, int64_t width,
-                          int64_t channels, T* planes, int64_t plane);
+  // planes[c * plane + x] = row[x][c] for `width` pixels, rounded up to whole vectors, of a row of
+  // adjacent channels.
+  void (*row_to_planes)(const void* row, ScalarType dtype, int64_t stride_w, int64_t width,
+                        int64_t channels, T* planes, int64_t plane);
+  // out = top + (bottom - top) * weight, of a number of values that whole vectors hold.
+  void (*blend)(const T* top, const T* bottom, T weight, int64_t count, T* out);
 
   // out[x][c] = mean of the 2x2 pixels from (0, 2x) on of two rows of
   // adjacent channels.

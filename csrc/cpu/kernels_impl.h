@@ -9,7 +9,7 @@
 //     tile_rows_impl.h     rows of images to columns of tiles
 //     tiles_impl.h         convolution of bfloat16 by products of tiles
 //     convolution_impl.h   one convolution, by any of them
-//     resize_impl.h        bilinear resizing, argmax, pooling
+//     resize_impl.h        conversion, bilinear resizing, argmax, pooling
 //     depthwise_impl.h     depthwise convolution
 //     norm_impl.h          batch norm with an activation, and its gradient
 //     loss_impl.h          cross entropy of pixels, and its gradient
@@ -56,13 +56,15 @@ namespace {
 
 }  // namespace
 
-#define FASSD_TABLE(T, Tiles)                                                      \
-  {lanes<T>,          tile_outputs,       !std::is_void_v<Tiles>, conv_scratch<T>, \
-   conv<T, Tiles>,    depthwise<T>,       interpolate<T>,         argmax_row<T>,   \
-   confidence_row<T>, blend_to_planes<T>, pool_rows<T>,           max_pool<T>,     \
-   load<T>,           store<T>,           sum_values<T>,          sum_squares<T>,  \
-   normalize_row<T>,  sum_gradients<T>,   norm_gradient<T>,       add_scaled<T>,   \
-   spread_row<T>,     pixel_losses<T>,    pixel_gradients<T>}
+#define FASSD_TABLE(T, Tiles)                                  \
+  {lanes<T>,         tile_outputs,     !std::is_void_v<Tiles>, \
+   conv_scratch<T>,  conv<T, Tiles>,   depthwise<T>,           \
+   interpolate<T>,   argmax_row<T>,    confidence_row<T>,      \
+   row_to_planes<T>, blend<T>,         pool_rows<T>,           \
+   max_pool<T>,      load<T>,          store<T>,               \
+   sum_values<T>,    sum_squares<T>,   normalize_row<T>,       \
+   sum_gradients<T>, norm_gradient<T>, add_scaled<T>,          \
+   spread_row<T>,    pixel_losses<T>,  pixel_gradients<T>}
 
 const Kernels<float> float_kernels = FASSD_TABLE(float, void);
 const Kernels<double> double_kernels = FASSD_TABLE(double, void);

@@ -123,6 +123,14 @@ ChannelsLast<T>::ChannelsLast(const Tensor& tensor) : image_(image_of(tensor)) {
     for (int64_t item = begin; item < end; item++) {
       const char* line =
           static_cast<const char*>(from.data) + from.offset(item / height, item % height) * size;
+      if (from.stride_c == 1) {
+        const bool dense = from.stride_w == channels;
+        for (int64_t x = 0; x < (dense ? 1 : width); x++) {
+          kernels<T>().load(line + x * from.stride_w * size, from.dtype, 1,
+                            copy + item * row + x * channels, 1, dense ? row : channels);
+        }
+        continue;
+      }
       // 16 pixels at a time, so that the lines written stay in the cache while planes are read.
       constexpr int64_t pixels = 16;
       for (int64_t x = 0; x < width; x += pixels) {

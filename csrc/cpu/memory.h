@@ -95,9 +95,6 @@ class ChannelsLast {
  public:
   explicit ChannelsLast(const Tensor& tensor);
   const Image& image() const { return image_; }
-  const T* pixel(int64_t n, int64_t y, int64_t x) const {
-    return static_cast<const T*>(image_.data) + image_.offset(n, y) + x * image_.stride_w;
-  }
 
  private:
   Image image_;

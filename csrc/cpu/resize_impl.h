@@ -1,4 +1,4 @@
-// Bilinear resizing, argmax and pooling. Part of kernels_impl.h.
+// Conversion of rows, bilinear resizing, argmax and pooling. Part of kernels_impl.h.
 
 // Vectors of channels [0, channels) in turn: f(first channel, channels in the vector).
 template <typename T, typename F>
@@ -10,6 +10,37 @@ inline void for_channels(int64_t channels, const F& f) {
   if (c < channels) {
     f(c, channels - c);
   }
+}
+
+template <typename T>
+void load(const void* in, ScalarType dtype, int64_t stride, T* out, int64_t out_stride,
+          int64_t count) {
+  with_dtype<T>(dtype, [&](auto* type) {
+    const auto* from = static_cast<decltype(type)>(const_cast<void*>(in));
+    int64_t i = 0;
+    if (stride == 1 && out_stride == 1) {
+      for (; i + lanes<T> <= count; i += lanes<T>) {
+        store_vector(out + i, load_wide<T>(from + i));
+      }
+    }
+    for (; i < count; i++) {
+      out[i * out_stride] = widen<T>(from[i * stride]);
+    }
+  });
+}
+
+template <typename T>
+void store(const T* in, void* out, ScalarType dtype, int64_t count) {
+  with_dtype<T>(dtype, [&](auto* type) {
+    auto* to = static_cast<decltype(type)>(out);
+    int64_t i = 0;
+    for (; i + lanes<T> <= count; i += lanes<T>) {
+      store_narrow<T>(to + i, load_vector(in + i));
+    }
+    for (; i < count; i++) {
+      to[i] = narrow<std::remove_pointer_t<decltype(type)>>(in[i]);
+    }
+  });
 }
 
 template <typename T>
@@ -33,24 +64,32 @@ void interpolate(const T* top, const T* bottom, int64_t stride_w, const int64_t*
 }
 
 template <typename T>
-void blend_to_planes(const T* top, const T* bottom, int64_t stride_w, T weight, int64_t width,
-                     int64_t channels, T* planes, int64_t plane) {
+void row_to_planes(const void* row, ScalarType dtype, int64_t stride_w, int64_t width,
+                   int64_t channels, T* planes, int64_t plane) {
   constexpr int64_t n = lanes<T>;
+  with_dtype<T>(dtype, [&](auto* type) {
+    const auto* from = static_cast<const std::remove_pointer_t<decltype(type)>*>(row);
+    for (int64_t x = 0; x < width; x += n, from += n * stride_w) {
+      const int64_t pixels = smaller(n, width - x);
+      for_channels<T>(channels, [&](int64_t c, int64_t count) {
+        Vector<T> v[n] = {};
+        for (int64_t p = 0; p < pixels; p++) {
+          v[p] = load_some<T>(from + p * stride_w + c, count);
+        }
+        transpose<T>(v);
+        for (int64_t q = 0; q < count; q++) {
+          store_vector(planes + (c + q) * plane + x, v[q]);
+        }
+      });
+    }
+  });
+}
+
+template <typename T>
+void blend(const T* top, const T* bottom, T weight, int64_t count, T* out) {
   const T weight_top = 1 - weight;
-  for (int64_t x = 0; x < width; x += n) {
-    const int64_t pixels = smaller(n, width - x);
-    for_channels<T>(channels, [&](int64_t c, int64_t count) {
-      Vector<T> v[n] = {};
-      for (int64_t p = 0; p < pixels; p++) {
-        const int64_t at = (x + p) * stride_w + c;
-        v[p] =
-            load_some<T>(top + at, count) * weight_top + load_some<T>(bottom + at, count) * weight;
-      }
-      transpose<T>(v);
-      for (int64_t q = 0; q < count; q++) {
-        store_vector(planes + (c + q) * plane + x, v[q]);
-      }
-    });
+  for (int64_t i = 0; i < count; i += lanes<T>) {
+    store_vector(out + i, load_vector(top + i) * weight_top + load_vector(bottom + i) * weight);
   }
 }
 

@@ -240,29 +240,25 @@ T load_planes(const Conv<T>& conv, int64_t n, int64_t y, const Columns& columns,
 // prefetched a few at a time, between products, since a core has few such requests under way.
 class Ahead {
  public:
-  // Columns of row y of every input.
+  // Columns of row y of every input that has adjacent channels, or few of them.
   template <typename T>
   void read(const Conv<T>& conv, int64_t n, int64_t y, const Columns& columns) {
     for (int64_t i = 0; i < conv.input_count; i++) {
-      read(conv.inputs[i], n, y, columns);
-    }
-  }
-
-  // Of an image that has adjacent channels, or few of them.
-  void read(const Image& image, int64_t n, int64_t y, const Columns& columns) {
-    const int64_t first = larger(columns.first, 0);
-    const int64_t last =
-        smaller(columns.first + (columns.count - 1) * columns.step, image.width - 1);
-    if (y < 0 || y >= image.height || last < first) {
-      return;
-    }
-    const int64_t at = image.offset(n, y) + first * image.stride_w;
-    const int64_t pixels = (last - first) * image.stride_w;
-    if (image.stride_c == 1) {
-      add(image.data, image.dtype, at, pixels + image.channels);
-    } else if (image.stride_w == 1 && image.channels <= 4) {
-      for (int64_t c = 0; c < image.channels; c++) {
-        add(image.data, image.dtype, at + c * image.stride_c, pixels + 1);
+      const Image& image = conv.inputs[i];
+      const int64_t first = larger(columns.first, 0);
+      const int64_t last =
+          smaller(columns.first + (columns.count - 1) * columns.step, image.width - 1);
+      if (y < 0 || y >= image.height || last < first) {
+        continue;
+      }
+      const int64_t at = image.offset(n, y) + first * image.stride_w;
+      const int64_t pixels = (last - first) * image.stride_w;
+      if (image.stride_c == 1) {
+        add(image.data, image.dtype, at, pixels + image.channels);
+      } else if (image.stride_w == 1 && image.channels <= 4) {
+        for (int64_t c = 0; c < image.channels; c++) {
+          add(image.data, image.dtype, at + c * image.stride_c, pixels + 1);
+        }
       }
     }
   }
@@ -359,38 +355,55 @@ class Finish {
         final_slope_(from(conv.epilogue.final_slope, c)) {}
 
   // Finishes the sums of `count` columns from x on, `apart` values from each other, and writes them
-  // `step` apart. What most layers do is a loop of its own, in which no question is left.
-  template <typename Out>
-  void columns(const T* sums, int64_t apart, int64_t x, int64_t count, Out* to,
-               int64_t step) const {
+  // `step` apart; of as many adjacent vectors of channels as there are `parts`. What most layers do
+  // is a loop of its own, in which no question is left.
+  template <int vectors, typename Out>
+  static void columns(const Finish (&parts)[vectors], const T* sums, int64_t apart, int64_t x,
+                      int64_t count, Out* to, int64_t step) {
+    const Finish& all = parts[0];
     const auto write = [&](const auto& finished) {
-      write_columns(sums, apart, x, count, to, step, finished);
+      write_columns(parts, sums, apart, x, count, to, step, finished);
     };
-    if (addend_.data || scaled_) {
-      return write([&](Vector<T> v, int64_t i) { return finish(v, i); });
-    }
     const auto add_and_write = [&](const auto& add) {
-      switch (activation_) {
-        case Activation::none:
-          return write([&](Vector<T> v, int64_t i) { return add(v + bias_, i); });
-        case Activation::relu:
-          return write([&](Vector<T> v, int64_t i) { return relu<T>(add(v + bias_, i)); });
-        case Activation::prelu:
-          return write([&](Vector<T> v, int64_t i) { return prelu<T>(add(v + bias_, i), slope_); });
-        default:
-          return write([&](Vector<T> v, int64_t i) { return finish(v, i); });
+      if (all.activation_ == Activation::relu) {
+        write([&](const Finish& part, Vector<T> v, int64_t i) {
+          return relu<T>(add(part, v + part.bias_, i));
+        });
+      } else if (all.activation_ == Activation::prelu) {
+        write([&](const Finish& part, Vector<T> v, int64_t i) {
+          return prelu<T>(add(part, v + part.bias_, i), part.slope_);
+        });
+      } else {
+        write([&](const Finish& part, Vector<T> v, int64_t i) {
+          return add(part, v + part.bias_, i);
+        });
       }
     };
-    if (!residual_.data) {
-      return add_and_write([](Vector<T> v, int64_t) { return v; });
+    const Activation kind = all.activation_;
+    const bool few =
+        kind == Activation::none || kind == Activation::relu || kind == Activation::prelu;
+    const bool added = all.addend_.data != nullptr;
+    if (kind == Activation::prelu && added && all.scaled_ && !all.residual_.data) {
+      with_dtype<T>(all.addend_.dtype, [&](auto* type) {
+        using In = std::remove_pointer_t<decltype(type)>;
+        write([](const Finish& part, Vector<T> v, int64_t i) {
+          v = prelu<T>(v + part.bias_, part.slope_) +
+              part.addend_.template load<In>(i, part.channels_);
+          return prelu<T>(v * part.scale_ + part.shift_, part.final_slope_);
+        });
+      });
+    } else if (!few || added || all.scaled_) {
+      write([](const Finish& part, Vector<T> v, int64_t i) { return part.finish(v, i); });
+    } else if (!all.residual_.data) {
+      add_and_write([](const Finish&, Vector<T> v, int64_t) { return v; });
+    } else {
+      with_dtype<T>(all.residual_.dtype, [&](auto* type) {
+        using In = std::remove_pointer_t<decltype(type)>;
+        add_and_write([](const Finish& part, Vector<T> v, int64_t i) {
+          return v + part.residual_.template load<In>(i, part.channels_);
+        });
+      });
     }
-    with_dtype<T>(residual_.dtype, [&](auto* type) {
-      using In = std::remove_pointer_t<decltype(type)>;
-      const In* const from = static_cast<const In*>(residual_.data) + residual_.first;
-      const int64_t stride = residual_.stride, channels = channels_;
-      add_and_write(
-          [=](Vector<T> v, int64_t i) { return v + load_some<T>(from + i * stride, channels); });
-    });
   }
 
   // Finishes the sums of column x, and writes them.
@@ -400,18 +413,30 @@ class Finish {
   }
 
  private:
-  template <typename Out, typename F>
-  inline void write_columns(const T* sums, int64_t apart, int64_t x, int64_t count, Out* to,
-                            int64_t step, const F& finished) const {
-    const int64_t channels = channels_, end = x + count;
-    if (channels == lanes<T>) {
+  template <int vectors, typename Out, typename F>
+  static void write_columns(const Finish (&parts)[vectors], const T* sums, int64_t apart, int64_t x,
+                            int64_t count, Out* to, int64_t step, const F& finished) {
+    const int64_t end = x + count, channels = parts[vectors - 1].channels_;
+#if defined(FASSD_AVX512) && defined(FASSD_AMX)
+    if constexpr (native && vectors == 2 && std::is_same_v<Out, BFloat16>) {
+      const __mmask32 mask = __mmask32((uint64_t(1) << (lanes<T> + channels)) - 1);
       for (; x < end; x++, sums += apart, to += step) {
-        store_channels<T, native>(to, finished(load_vector(sums), x), lanes<T>);
+        const Vector<T> low = finished(parts[0], load_vector(sums), x);
+        const Vector<T> high = finished(parts[1], load_vector(sums + lanes<T>), x);
+        _mm512_mask_storeu_epi16(to, mask, __m512i(_mm512_cvtne2ps_pbh(__m512(high), __m512(low))));
       }
       return;
     }
+#endif
     for (; x < end; x++, sums += apart, to += step) {
-      store_channels<T, native>(to, finished(load_vector(sums), x), channels);
+#pragma GCC unroll 2
+      for (int k = 0; k < vectors - 1; k++) {
+        const Vector<T> v = finished(parts[k], load_vector(sums + k * lanes<T>), x);
+        store_channels<T, native>(to + k * lanes<T>, v, lanes<T>);
+      }
+      constexpr int64_t last = (vectors - 1) * lanes<T>;
+      const Vector<T> v = finished(parts[vectors - 1], load_vector(sums + last), x);
+      store_channels<T, native>(to + last, v, channels);
     }
   }
 
@@ -444,6 +469,10 @@ class Finish {
         first = image->offset(n, y) + c;
         stride = image->stride_w;
       }
+    }
+    template <typename In>
+    Vector<T> load(int64_t x, int64_t channels) const {
+      return load_some<T>(static_cast<const In*>(data) + first + x * stride, channels);
     }
     [[gnu::always_inline]] inline Vector<T> at(int64_t x, int64_t channels) const {
       return load_channels<T>(data, dtype, first + x * stride, channels);

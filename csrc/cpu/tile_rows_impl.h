@@ -2,7 +2,7 @@
 
 // How a strip lies in scratch memory.
 struct TilePlan : TileLayout {
-  static constexpr int64_t pixels = 16;
+  static constexpr int64_t pixels = 16, block = 4, sums = block * pixels * outputs;
   int64_t step;   // output pixels are so many columns apart
   int64_t width;  // output pixels of a strip
   int64_t slot;   // values of a row
@@ -27,7 +27,7 @@ struct TilePlan : TileLayout {
   // beginning on.
   template <typename T>
   int64_t total(const Conv<T>& conv) const {
-    return 4 * pixels * outputs + conv.kernel_h * slot / 2 + 16;
+    return 2 * sums + conv.kernel_h * slot / 2 + 16;
   }
 };
 

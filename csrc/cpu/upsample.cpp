@@ -40,27 +40,64 @@ void run_upsample(const Tensor& input, const StripRows& strip_rows, bool align_c
   });
 }
 
-// Rows of logits, planar, so that the comparisons run over pixels: planes[c][x] is blended from the
-// two neighbouring rows once per row of labels, at the logits' own width. `label(planes, plane,
-// columns, n, y)` makes labels of them.
+// Two rows of an image of adjacent channels in scratch memory, planar: planes[c * plane + x].
+template <typename T>
+class PlanarRows {
+ public:
+  // `scratch` has room for twice `planes` values.
+  PlanarRows(const Image& image, int64_t plane, int64_t planes, T* scratch)
+      : image_(image), plane_(plane), planes_{scratch, scratch + planes} {}
+
+  // Row y of image n; the other row that is there stays if it is row `other`.
+  const T* row(int64_t n, int64_t y, int64_t other) {
+    const int64_t wanted = n * image_.height + y;
+    const bool first =
+        held_[0] == wanted || (held_[1] != wanted && held_[1] == n * image_.height + other);
+    const int place = first ? 0 : 1;
+    if (held_[place] != wanted) {
+      held_[place] = wanted;
+      const char* const from =
+          static_cast<const char*>(image_.data) + image_.offset(n, y) * element_size(image_.dtype);
+      kernels<T>().row_to_planes(from, image_.dtype, image_.stride_w, image_.width, image_.channels,
+                                 planes_[place], plane_);
+    }
+    return planes_[place];
+  }
+
+ private:
+  const Image& image_;
+  const int64_t plane_;
+  T* const planes_[2];
+  int64_t held_[2] = {-1, -1};
+};
+
+// Rows of logits, planar, so that the comparisons run over pixels: planes[c][x] is blended from
+// those of the two neighbouring rows once per row of labels, at the logits' own width.
+// `label(planes, plane, columns, n, y)` makes labels of them.
 template <typename T, typename Label>
 void label_rows(const Tensor& input, const StripRows& strip_rows, bool align_corners, int64_t width,
                 const Label& label) {
-  const ChannelsLast<T> source(input);
+  const Adjacent<T> source(input);
   const Image& image = source.image();
   const int64_t height = strip_rows.out.count;
   const ResizeAxis<T> rows(strip_rows.in, strip_rows.out, align_corners);
   const ResizeAxis<T, int32_t> columns(image.width, width, align_corners);
   // Whole vectors are written and read, beginning at any pixel.
-  const int64_t plane = checked_sum(image.width, 2 * channel_padding);
+  const int64_t plane =
+      (checked_sum(image.width, 3 * channel_padding) - 1) / channel_padding * channel_padding;
   const int64_t planes = checked_product({plane, image.channels});
-  parallel_items<T>(input.size(0) * height, planes, [&](T* scratch, int64_t item) {
-    const int64_t n = item / height, y = item % height;
-    kernels<T>().blend_to_planes(source.pixel(n, rows.before[y], 0),
-                                 source.pixel(n, rows.after[y], 0), image.stride_w,
-                                 rows.weight_after[y], image.width, image.channels, scratch, plane);
-    label(scratch, plane, columns, n, y);
-  });
+  parallel_shares<T>(input.size(0) * height, checked_product({3, planes}),
+                     [&](T* scratch, int64_t begin, int64_t end) {
+                       PlanarRows<T> planar(image, plane, planes, scratch + planes);
+                       for (int64_t item = begin; item < end; item++) {
+                         const int64_t n = item / height, y = item % height;
+                         const int64_t before = rows.before[y], after = rows.after[y];
+                         const T* const top = planar.row(n, before, after);
+                         const T* const bottom = planar.row(n, after, before);
+                         kernels<T>().blend(top, bottom, rows.weight_after[y], planes, scratch);
+                         label(scratch, plane, columns, n, y);
+                       }
+                     });
 }
 
 // Columns of logits are numbered in 32 bits.

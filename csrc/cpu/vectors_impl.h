@@ -64,6 +64,11 @@ inline void copy_tail(const T* from, T* to, int64_t count) {
 // Comparisons are false for NaN, which therefore stays, as in torch.relu and torch.prelu.
 template <typename T>
 inline Vector<T> relu(Vector<T> v) {
+#if defined(FASSD_AVX512)
+  if constexpr (sizeof(T) == 4) {
+    return Vector<T>(_mm512_max_ps(_mm512_setzero_ps(), __m512(v)));  // the second where one is NaN
+  }
+#endif
   return v < 0 ? Vector<T>{} : v;
 }
 
@@ -414,31 +419,6 @@ inline Vector<T> load_channels(const void* base, ScalarType dtype, int64_t offse
     v = count < lanes<T> ? load_part<T>(from, count) : load_wide<T>(from);
   });
   return v;
-}
-
-template <typename T>
-void load(const void* in, ScalarType dtype, int64_t stride, T* out, int64_t out_stride,
-          int64_t count) {
-  with_dtype<T>(dtype, [&](auto* type) {
-    const auto* from = static_cast<decltype(type)>(const_cast<void*>(in));
-    for (int64_t i = 0; i < count; i++) {
-      out[i * out_stride] = widen<T>(from[i * stride]);
-    }
-  });
-}
-
-template <typename T>
-void store(const T* in, void* out, ScalarType dtype, int64_t count) {
-  with_dtype<T>(dtype, [&](auto* type) {
-    auto* to = static_cast<decltype(type)>(out);
-    int64_t i = 0;
-    for (; i + lanes<T> <= count; i += lanes<T>) {
-      store_narrow<T>(to + i, load_vector(in + i));
-    }
-    for (; i < count; i++) {
-      to[i] = narrow<std::remove_pointer_t<decltype(type)>>(in[i]);
-    }
-  });
 }
 
 // --- transposition -------------------------------------------------------------------------------

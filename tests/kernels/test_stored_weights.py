@@ -50,3 +50,7 @@ def test_tiles_that_another_cpu_or_version_packed_are_packed_again():
     assert torch.equal(ops.conv_act([x], weight, packed=tiles.view(torch.uint8)), expected)
     with pytest.raises(RuntimeError, match="are not what pack_weight gives"):
         ops.conv_act([x.float()], weight.float(), packed=tiles.view(torch.uint8))
+    # Version 2 had other tiles, and another number of them.
+    older = torch.cat([tiles, torch.full((3 * 32 * 16,), torch.nan)])
+    older[LAYOUT] = 2
+    assert torch.equal(ops.conv_act([x], weight, packed=older.view(torch.uint8)), expected)
