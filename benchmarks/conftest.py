@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-import typer
 
 import fassd
 import fassd_kernels
 from fassd.bench import machine
 from fassd.bench.candidates import COMPILE, EAGER, FOLDED, NATIVE, TRITON
 from fassd.bench.subjects import MODULE_VARIANTS, MODULES, OPERATORS, PICTURES, Case
-from fassd.cli.options import listed, numbers, parse_dtype, parse_size
 from fassd.models.device import DTYPES
+from fassd.models.sizes import parse_size
 
 PYTORCH = (EAGER, FOLDED, COMPILE)
 
@@ -101,26 +101,33 @@ def pytorch_has_arithmetic(dtype: str, device: torch.device) -> bool:
 # --- from the options -----------------------------------------------------------------------------
 
 
+def one_of(names: Sequence[str], text: str) -> str:
+    if text not in names:
+        raise ValueError(f"{text!r} is not one of {', '.join(names)}")
+    return text
+
+
 def network_size(text: str) -> Size:
     size = parse_size(text)
     if any(side < 2 * STRIDE or side % STRIDE for side in size):
-        raise typer.BadParameter(f"{text!r} is not made of multiples of {STRIDE} from {2 * STRIDE}")
-    return tuple(size)
+        raise ValueError(f"{text!r} is not made of multiples of {STRIDE} from {2 * STRIDE}")
+    return size
 
 
-def parse_device(text: str) -> torch.device:
-    if text not in AVAILABLE:
-        raise typer.BadParameter(f"{text!r} is not one of {', '.join(AVAILABLE)}")
-    return torch.device(text)
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"{text!r} is not a whole number from 1")
+    return int(text)
 
 
 AVAILABLE = ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",)
 PARSERS: dict[str, Callable[[str], Any]] = {
-    "sizes": listed(network_size),
-    "dtypes": listed(parse_dtype),
-    "threads": numbers(int, "number of threads", least=1),
-    "device": parse_device,
+    "sizes": network_size,
+    "dtypes": partial(one_of, tuple(DTYPES)),
+    "threads": positive,
+    "device": partial(one_of, AVAILABLE),
 }
+"""For each option, the parser of one value; commas separate several."""
 
 
 def choices(full: bool = False, **texts: str | None) -> Choices:
@@ -129,13 +136,13 @@ def choices(full: bool = False, **texts: str | None) -> Choices:
     Raises:
         pytest.UsageError: a value is not accepted; the message names it, and the accepted ones.
     """
-    given = {}
+    given: dict[str, Sequence[Any]] = {}
     for name, text in texts.items():
         try:
-            given[name] = text and PARSERS[name](text)
-        except typer.BadParameter as error:
-            raise pytest.UsageError(f"--{name}: {error.message}") from None
-    device = given.get("device") or torch.device(AVAILABLE[0])
+            given[name] = [PARSERS[name](part.strip()) for part in text.split(",")] if text else []
+        except ValueError as error:
+            raise pytest.UsageError(f"--{name}: {error}") from None
+    device = torch.device((given.get("device") or AVAILABLE)[0])
     own = torch.get_num_threads()
     # A GPU's timing does not involve the host's threads.
     threads = (own,) if not full or device.type != "cpu" else tuple(sorted({1, own}))
@@ -164,7 +171,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "timeout(seconds): of pytest-timeout, where it is there")
     # A run that collects this folder from above does not have the options.
     names = ("full", "sizes", "dtypes", "threads", "device")
     asked = {name: config.getoption(name, None) for name in names}

@@ -163,7 +163,6 @@ def build(visit: Visit) -> dict[str, Any]:
 ENDED_BY_ITSELF = (0, 1, 2, 5)
 """pytest's exit codes: passed, failed, interrupted (a file did not import), nothing to run."""
 
-MOST_PROCESSES = 8
 MOST_FAILURES = 40
 """Maximum number of failures recorded with their message; all are counted."""
 
@@ -186,19 +185,13 @@ def conformance(visit: Visit, suite: str, options: Sequence[str]) -> dict[str, A
     if importlib.util.find_spec("pytest_reportlog") is None:
         raise UnavailableError("pytest-reportlog is not installed (`make gpu-carry` brings it)")
     name, results = "conformance", visit.fresh("conformance.jsonl")
-    # Several processes on the one GPU, if pytest-xdist is installed and there are cores.
-    cores = os.cpu_count() or 1
-    parallel = importlib.util.find_spec("xdist") is not None
-    processes = max(min(cores // 2, MOST_PROCESSES), 1) if parallel else 1
     command = [sys.executable, "-m", "pytest", suite, *options, "-q", "--tb=short"]
     command += ["-p", "no:cacheprovider", f"--report-log={results}"]
     if importlib.util.find_spec("pytest_timeout") is not None:
         command.append(f"--session-timeout={max(visit.limit_s - 2 * GRACE_S, 1):.0f}")
-    if processes > 1:
-        command += ["-n", str(processes)]
     code = 0
     with contextlib.suppress(TimeLimitError):  # whether cut short or not, the written results count
-        code = visit.run(command, name, OMP_NUM_THREADS=str(max(cores // processes, 1)))
+        code = visit.run(command, name)
     # The last line of a killed process may be incomplete.
     lines = (line for line in read_log(results).splitlines(keepends=True) if line.endswith("\n"))
     summary = summarise(map(json.loads, lines))

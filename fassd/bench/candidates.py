@@ -31,9 +31,6 @@ FOLDED = "channels_last"
 COMPILE = "compile"
 MAX_AUTOTUNE = "max-autotune"
 NATIVE = "native"
-DEPENDENT = "native-dependent"
-CARVEOUT = "native-carve-out"
-THREADS = "native-threads"
 CHOSEN = "auto"
 TRITON = "triton"
 
@@ -336,14 +333,19 @@ FORMS = {
             partial(compiled, form=folded, mode="max-autotune-no-cudagraphs"),
         ),
         _last(NATIVE, "ours, C++/CUDA", native),
-        _last(DEPENDENT, "ours, CUDA, dependent launches", partial(switched, group="dependent")),
-        _last(CARVEOUT, "ours, CUDA, the driver's carve-out", partial(switched, group="carve-out")),
-        _last(THREADS, "ours, CUDA, copies by threads", partial(switched, group="threads")),
+        *(
+            _last(f"{NATIVE}-{group}", f"ours, CUDA, {title}", partial(switched, group=group))
+            for group, title in (
+                ("dependent", "dependent launches"),
+                ("carve-out", "the driver's carve-out"),
+                ("threads", "copies by threads"),
+            )
+        ),
         _last(CHOSEN, "ours, the fastest backend of each call", chosen),
         _last(TRITON, "ours, Triton", partial(fused, backend="triton")),
     )
 }
-OUR_FORMS = (NATIVE, DEPENDENT, CARVEOUT, THREADS, CHOSEN, TRITON)
+OUR_FORMS = (NATIVE, *(f"{NATIVE}-{group}" for group in SWITCHED), CHOSEN, TRITON)
 TITLES = {key: form.title for key, form in FORMS.items()}
 
 

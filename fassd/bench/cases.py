@@ -12,27 +12,19 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from fassd.bench.candidates import (
-    CARVEOUT,
     CHOSEN,
     COMPILE,
-    DEPENDENT,
     EAGER,
     FOLDED,
     MAX_AUTOTUNE,
     NATIVE,
-    THREADS,
+    SWITCHED,
     TITLES,
     TRITON,
     Candidate,
     UnavailableError,
 )
-from fassd.bench.stopwatch import (
-    Inputs,
-    Run,
-    graph_run,
-    interleaved,
-    warm_up,
-)
+from fassd.bench.stopwatch import Inputs, Run, graph_run, interleaved, warm_up
 from fassd.bench.subjects import BuiltCandidate, Case, Subject, subject_of
 from fassd.evaluation.agreement import compare
 from fassd.models.clock import Sampling, rotation
@@ -42,9 +34,7 @@ GROUPS = {
     "native": (EAGER, NATIVE),
     "library": (EAGER, FOLDED),
     "ours": (EAGER, TRITON, NATIVE),
-    "dependent": (EAGER, DEPENDENT),
-    "carve-out": (EAGER, CARVEOUT),
-    "threads": (EAGER, THREADS),
+    **{group: (EAGER, f"{NATIVE}-{group}") for group in SWITCHED},
     "choice": (EAGER, TRITON, NATIVE, CHOSEN),
     "compile": (EAGER, COMPILE),
     "max-autotune": (EAGER, MAX_AUTOTUNE),

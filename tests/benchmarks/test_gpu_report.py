@@ -363,8 +363,10 @@ def test_nothing_is_started_without_time(tmp_path, monkeypatch):
 WITHOUT = """
 import sys
 plugins = ("pytest_timeout", "pytest_reportlog", "pytest_benchmark", "xdist")
-for name in (*plugins, "matplotlib", "adjustText", "pydantic", "platformdirs", "triton"):
+commands = ("typer", "rich", "pydantic", "platformdirs", "jinja2", "matplotlib", "adjustText")
+for name in (*plugins, *commands, "triton"):
     sys.modules[name] = None
+import benchmarks.conftest
 import benchmarks.gpu_report
 """
 

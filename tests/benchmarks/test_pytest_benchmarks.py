@@ -133,7 +133,7 @@ def test_samples_between_events_are_what_the_statistics_hold(monkeypatch):
         ({"sizes": "64"}, "--sizes: '64' is not a size; write height x width"),
         ({"sizes": "32x64"}, "'32x64' is not made of multiples of 32 from 64"),
         ({"dtypes": "float32,half"}, "'half' is not one of float32, float16, bfloat16"),
-        ({"threads": "1,0"}, "--threads: '0' is not a number of threads"),
+        ({"threads": "1,0"}, "--threads: '0' is not a whole number from 1"),
         ({"device": "tpu"}, "--device: 'tpu' is not one of cpu"),
     ],
     ids=str,

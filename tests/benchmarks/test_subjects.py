@@ -12,8 +12,9 @@ from fassd.bench.candidates import UnavailableError
 from fassd.bench.cases import Bench, measure_case
 from fassd.bench.folding import randomised
 from fassd.bench.plain import Normalize
-from fassd.bench.subjects import MODULES, OPERATORS, PICTURES, Case, subject_of
+from fassd.bench.subjects import MODULES, OPERATORS, PARTS, PICTURES, Case, subject_of
 from fassd.models.clock import Sampling
+from fassd_kernels.operators import OPERATORS as TABLE
 from fassd_kernels.tuning.accuracy import relative_error
 from fassd_kernels.tuning.calls import launches_of
 
@@ -33,6 +34,11 @@ def test_ours_is_what_pytorch_does(name):
     matches = [form["match"] for form in data["candidates"] if "match" in form]
     assert matches == [True, True], data  # eager, native
     assert all(shape[0] == 2 for shape in data["input_shapes"])
+
+
+def test_every_operator_has_a_subject():
+    places = {name: PARTS[name].operator for name in [*OPERATORS, *PICTURES, *MODULES]}
+    assert set(places.values()) == set(TABLE) - {"pack_weight"}
 
 
 # --- launches -------------------------------------------------------------------------------------

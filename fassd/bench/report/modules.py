@@ -254,30 +254,13 @@ def layers(results: Collection) -> Section:
 
 
 def benchmarks(results: Collection) -> Section:
-    """Measurements of `pytest benchmarks/`, one row for each group."""
+    """Measurements of `pytest benchmarks/`: the modules that FASSD-Net is named for."""
     title = "Operators and modules"
     source = results.first("benchmarks")
     command = "pytest benchmarks/ --benchmark-json DIR/results/pytest.json"
-    if source is None:
-        return missing(title, "single operators", command)
-    groups: dict[str, dict[str, Figure]] = {}
-    titles: dict[str, str] = {}
-    for entry in source.at("benchmarks").entries():
-        facts = entry.get("extra_info", {})
-        if "candidate" in facts:
-            titles.setdefault(facts["candidate"], facts["title"])
-            groups.setdefault(entry.value["group"], {})[facts["candidate"]] = entry.at("stats")
-    rows = []
-    for group, timed in groups.items():
-        cells = [benchmark_cell(timed.get(candidate)) for candidate in titles]
-        speedup = ratio(timed.get("native"), timed.get("eager"), strong=True, median="median")
-        rows.append((Cell(group), *cells, speedup))
-    table = Table(
-        ("group", *titles.values(), "speed-up"),
-        rows,
-        "Milliseconds, medians ± half the interquartile range; each was compared with the float64 "
-        "reference before it was timed. Speed-up: of ours over eager.",
-    )
+    table = None if source is None else namesakes_table(source)
+    if table is None:
+        return missing(title, "single modules", command)
     return Section(title, (f"From `{command}`.",), (table,))
 
 
@@ -294,7 +277,7 @@ NAMESAKES = {
 SHOWN = {"eager": "PyTorch", "compile": "torch.compile", "native": "ours", "triton": "ours, Triton"}
 
 
-def namesakes_table(source: ResultsFile) -> Table:
+def namesakes_table(source: ResultsFile) -> Table | None:
     """The modules that the network is named for, in float32, at each size that was measured."""
     found: dict[tuple[str, str, str], Figure] = {}
     for entry in source.at("benchmarks").entries():
@@ -302,6 +285,8 @@ def namesakes_table(source: ResultsFile) -> Table:
         if facts.get("subject") in NAMESAKES and facts["dtype"] == "float32":
             size = f"{facts['height']}x{facts['width']}"
             found[facts["subject"], size, facts["candidate"]] = entry.at("stats")
+    if not found:
+        return None
     sizes = sorted({size for _, size, _ in found}, key=lambda size: int(size.partition("x")[0]))
 
     def cell(size: str, key: str, name: str) -> Cell:
