@@ -222,6 +222,8 @@ class Segmenter:
                 network only returns labels, or has more than 256 classes.
         """
         if confidence is None:
+            if min_confidence is not None:
+                raise ValueError("min_confidence needs a confidence, got None")
             return self._predict_any(image, order, None)
         self.check_confidence(confidence, min_confidence)
         found = self._predict_any(image, order, confidence)

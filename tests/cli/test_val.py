@@ -1,3 +1,4 @@
+import copy
 import csv
 import json
 import os
@@ -33,8 +34,9 @@ def streets(tmp_path_factory):
     return folder, model
 
 
-def expected(streets, **settings):
+def expected(streets, dtype=torch.float32, **settings):
     folder, model = streets
+    model = copy.deepcopy(model).to(dtype)
     return evaluated(model, SegmentationDataset(load_card(folder), "val"), **settings)
 
 

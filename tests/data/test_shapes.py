@@ -386,10 +386,10 @@ def test_a_mask_of_another_size_than_its_points_is_not_decoded(tmp_path):
     ("content", "message"),
     [
         ("[1]", "is not a file of COCO: must be a mapping"),
-        ({"images": []}, "it has no 'categories'"),
+        ({"images": []}, "of COCO: categories is missing"),
         ({**annotated(), "images": [{"id": 1}]}, "images[0].file_name is missing"),
-        ({**annotated(), "annotations": None}, "annotations must be a list, got None"),
-        ({**annotated(), "annotations": [7]}, "annotations[0]: image_id must be the id"),
+        ({**annotated(), "annotations": None}, "annotations must be a valid list, got None"),
+        ({**annotated(), "annotations": [7]}, "annotations[0] must be a mapping, got 7"),
         ({**annotated(), "annotations": [{"image_id": 6}]}, "got 6"),
         ({**annotated(), "categories": 2 * annotated()["categories"]},
          "categories[1] has the id 10 of categories[0]"),
