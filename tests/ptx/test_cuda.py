@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,19 @@ def planned(call: Call, dtype: torch.dtype) -> list[object]:
     return [launch["kernel"], *(launch["blocks"][0][n] for n in ("warps", "m_tiles", "n_tiles"))]
 
 
+Chosen = Callable[[Sequence[Call], torch.dtype], Sequence[Call]]
+
+
+@pytest.fixture
+def chosen(pytestconfig: pytest.Config) -> Chosen:
+    """All calls, or where rows are sampled one in three of bfloat16's.
+
+    Its kernels are those of float16 in another type.
+    """
+    sampled = (pytestconfig.getoption("every", None) or 1) > 1
+    return lambda calls, dtype: calls[::3] if sampled and dtype == torch.bfloat16 else calls
+
+
 CONVOLUTIONS = (
     # A halo over the border of every tile, rows and columns that no tile fills, more channels than
     # one block computes, chunks that end within a product.
@@ -85,12 +98,14 @@ CONVOLUTIONS = (
 
 
 @pytest.mark.parametrize(("dtype", "variant"), list(variants()), ids=str)
-def test_every_variant(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, variant: str) -> None:
+def test_every_variant(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, variant: str, chosen: Chosen
+) -> None:
     monkeypatch.setenv(VARIANT, variant)
     plain = CONVOLUTIONS[0]
     expected = [int(number) for number in variant.split(",")[:3]]
     assert planned(plain, dtype) == ["convolution_kernel", *expected]
-    for call in CONVOLUTIONS:
+    for call in chosen(CONVOLUTIONS, dtype):
         check(subject("conv_act"), call, dtype, "channels_last")
 
 
@@ -167,10 +182,12 @@ def test_every_pair(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None
 
 @pytest.mark.parametrize("fusion", ["always", "never"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_fusion(monkeypatch: pytest.MonkeyPatch, fusion: str, dtype: torch.dtype) -> None:
+def test_fusion(
+    monkeypatch: pytest.MonkeyPatch, fusion: str, dtype: torch.dtype, chosen: Chosen
+) -> None:
     """Several convolutions in one kernel, and the same one by one."""
     monkeypatch.setenv(FUSION, fusion)
-    for call in SEVERAL:
+    for call in chosen(SEVERAL, dtype):
         check(subject(call.operator), call, dtype, "channels_last")
 
 
@@ -186,11 +203,13 @@ def copied_boxes() -> int:
 @ENGINE
 @pytest.mark.parametrize("copies", ["", "threads"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_copies(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, copies: str) -> None:
+def test_copies(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, copies: str, chosen: Chosen
+) -> None:
     """By the engine, of images as kernels leave them, or by threads: as it is asked for."""
     monkeypatch.setenv(COPIES, copies)
     monkeypatch.setitem(harness.LAYOUTS, "padded", padded)
-    for call in (*CONVOLUTIONS, *SEVERAL):
+    for call in chosen((*CONVOLUTIONS, *SEVERAL), dtype):
         executor.forget_counts()
         check(subject(call.operator), call, dtype, "padded")
         assert (copied_boxes() > 0) == (copies == ""), call
