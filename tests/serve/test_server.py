@@ -41,7 +41,7 @@ def test_clients_that_hang_do_not_hold_the_server():
         assert b"408 Request Timeout" in answer and b"after 1 s" in answer
         for each in (silent, half_head, deaf):
             each.close()
-        wait_for(lambda: in_progress(url) == 0)
+        wait_for(lambda: in_progress(url) == 0, 15)
 
 
 def test_a_client_that_hangs_up_leaves_the_line():
