@@ -39,7 +39,6 @@ timm = import_timm()
 
 ENCODERS = (
     "resnet18d",
-    "resnet34d",
     "repvgg_a0",
     "mobilenetv4_conv_small",
     "mobilenetv3_large_100",
@@ -51,11 +50,7 @@ SMALL = "mobilenetv4_conv_small"
 CLASSES = (("plant", (1, 200, 3)), ("soil", (90, 60, 30)), ("pot", (200, 0, 200)))
 SIZE = (64, 96)
 IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "RGB")
-every_encoder = pytest.mark.parametrize(
-    "encoder",
-    # Of a family that another stands for.
-    [pytest.param(e, marks=[pytest.mark.slow] if e == "resnet34d" else []) for e in ENCODERS],
-)
+every_encoder = pytest.mark.parametrize("encoder", ENCODERS)
 # Plain, with branches to merge, with layer norms.
 a_few_encoders = pytest.mark.parametrize("encoder", [SMALL, "repvgg_a0", "convnext_atto"])
 
@@ -165,10 +160,8 @@ def test_a_full_name_says_it_all() -> None:
     assert full_name("baseline", dilations=(12, 24, 36)) == "baseline"
     assert get_variant("baseline_dapf@resnet18d").title == "Baseline + DAPF, resnet18d"
     assert get_variant("fassd_net+light").switches == {"light_decoder": True}
-    by_name, by_arguments = (
-        create_model("fassd_net@repvgg_a0+light", 5),
-        create_model("fassd_net", 5, encoder="repvgg_a0", light_decoder=True),
-    )
+    by_name = create_model("fassd_net@repvgg_a0+light", 5)
+    by_arguments = create_model("fassd_net", 5, encoder="repvgg_a0", light_decoder=True)
     assert by_name.state_dict().keys() == by_arguments.state_dict().keys()
 
 
@@ -224,10 +217,8 @@ def test_a_file_tells_its_network(encoder: str, tmp_path: Path) -> None:
 
 def test_the_files_own_normalisation_counts(tmp_path: Path) -> None:
     """Another version of timm may have another one."""
-    path, own = (
-        tmp_path / "best.safetensors",
-        Preprocessing((0.1, 0.2, 0.3), (0.5, 0.6, 0.7), "RGB"),
-    )
+    path = tmp_path / "best.safetensors"
+    own = Preprocessing((0.1, 0.2, 0.3), (0.5, 0.6, 0.7), "RGB")
     model = network(SMALL)
     model.base.preprocessing = own
     remember(model, NetworkInfo.of(f"fassd_net@{SMALL}", 2, CLASSES))
@@ -391,9 +382,8 @@ def test_dtypes() -> None:
 
 @a_few_encoders
 def test_a_training_step(encoder: str) -> None:
-    model = (
-        network(encoder).double().train()
-    )  # float32's rounding grows in statistics of few pixels
+    # Float32's rounding grows in statistics of few pixels.
+    model = network(encoder).double().train()
     fast = fassd_kernels.accelerate(model)
     x = picture(*SIZE, batch=2).double()
     for each in (model, fast):
