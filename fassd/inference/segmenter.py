@@ -12,17 +12,12 @@ from typing import Any, TypeAlias, get_args, overload
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from fassd.export.exported import ExportedNetwork, default_device, is_exported
 from fassd.inference.pictures import Batch, ImageLike, Order, tensor_to_array, to_picture
-from fassd.inference.views import SummedViews, Views, small_logits, summed
-from fassd.io.images import (
-    MAX_PIXELS,
-    ImageError,
-    resized,
-)
+from fassd.inference.views import SummedViews, Views, only_view, small_logits, summed
+from fassd.io.images import MAX_PIXELS, ImageError, resized
 from fassd.io.levels import Range, as_range
 from fassd.io.palette import IGNORE, LabelClass, classes_of, leave_out
 from fassd.models import create_model, load, load_checkpoint
@@ -269,16 +264,13 @@ class Segmenter:
             return self._summed(picture, prefix).mean(temperature=1.0).log()
         batch, size = self._batch(picture)
         scores = logits_of(self._run(self.model, batch, prefix)).float()
-        if scores.shape[2:] != size:
-            scores = F.interpolate(scores, size, mode="bilinear", align_corners=True)
-        return scores[0]
+        return only_view(scores, size).logits()[0]
 
     def check_confidence(self, measure: str, least: float | None = None) -> None:
         """Check that `predict` gives certainty by a measure.
 
         Raises:
-            ValueError: it does not; or labels below the certainty `least` cannot become
-                `fassd.io.palette.IGNORE`, which is a class.
+            ValueError: it does not; or `least` is given and `fassd.io.palette.IGNORE` is a class.
         """
         if measure not in get_args(Measure):
             known = ", ".join(get_args(Measure))
@@ -340,11 +332,8 @@ class Segmenter:
         network: Any = self.model
         if self._is_direct(batch, size):
             return self._run(network.predict_labels, batch, prefix).cpu().numpy()
-        found = []
-        for scores in logits_of(self._run(self.model, batch, prefix)).float():
-            alone = SummedViews(size, softmax=False)
-            alone.add(scores[None], None, False)
-            found.append(alone.labels())
+        scores = logits_of(self._run(self.model, batch, prefix)).float()
+        found = [only_view(each[None], size).labels() for each in scores]
         labels = torch.stack(found).cpu().numpy()
         return labels if labels.dtype == np.uint8 else labels.astype(np.uint16)
 

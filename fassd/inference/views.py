@@ -238,6 +238,13 @@ def summed(
     return total
 
 
+def only_view(logits: Tensor, size: Size) -> SummedViews:
+    """The scores of one picture, (1, classes, h, w), to be enlarged to its size (H, W)."""
+    total = SummedViews(size, softmax=False)
+    total.add(logits, None, False)
+    return total
+
+
 def small_logits(network: nn.Module, batch: Tensor) -> tuple[Tensor, Size | None]:
     """The logits of one view, (1, classes, h, w) float32, as small as the network can return them.
 

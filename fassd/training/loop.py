@@ -93,8 +93,7 @@ class Trainer:
 
     Raises:
         RecipeError: this machine or this data cannot follow the recipe.
-        StateError: there is nothing to resume from.
-        fassd.io.files.InUseError: another run is using the folder.
+        StateError: there is nothing to resume from; InUseError: another run uses the folder.
         FileExistsError: the folder holds a run already.
         CardError: there is nothing to train on, or the cards' classes do not match.
     """
@@ -212,8 +211,7 @@ class Trainer:
             DivergedError: the loss, or a weight, is not finite.
             StoppedError: the run was stopped by Ctrl-C or SIGTERM, after saving.
             OSError: the last checkpoint could not be written. Earlier failures are only reported.
-            InUseError: another run is in the folder.
-            StateError: another run was there since this trainer was made.
+            InUseError, StateError: another run is in the folder, or was since this was made.
             RecipeError: micro-batches too small for batch norm.
         """
         with (
