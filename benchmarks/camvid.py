@@ -42,7 +42,7 @@ ESPNET = "README of github.com/sacmehta/ESPNet"
 NOTHING, MORE = "nothing else", "ImageNet or Cityscapes"
 
 
-class Published(NamedTuple):
+class CamvidScore(NamedTuple):
     """A score on CamVid's test split: mIoU in per cent, the size, and additional training data."""
 
     network: str
@@ -53,23 +53,23 @@ class Published(NamedTuple):
 
 
 PUBLISHED = (
-    Published("SegNet", 46.4, "480x360", "ImageNet (encoder)", HARDNET),
-    Published("ENet", 51.3, "480x360", NOTHING, ESPNET),
-    Published("ESPNet", 55.6, "480x360", NOTHING, ESPNET),
-    Published("FCN8", 57.0, "480x360", "ImageNet (encoder)", HARDNET),
-    Published("FC-DenseNet56", 58.9, "480x360", NOTHING, HARDNET),
-    Published("FC-HarDNet68", 62.9, "480x360", NOTHING, HARDNET),
-    Published("FC-DenseNet67", 65.8, "480x360", NOTHING, HARDNET),
-    Published("FC-HarDNet76", 65.8, "480x360", NOTHING, HARDNET),
-    Published("FC-DenseNet103", 66.9, "480x360", NOTHING, HARDNET),
-    Published("FC-HarDNet84", 67.7, "480x360", NOTHING, HARDNET),
-    Published("FASSD-Net", 69.3, "not said", MORE, "abstract, IEEE T-ITS 2021"),
-    Published("DDRNet-23-slim", 74.7, "960x720", MORE, "abstract, arXiv:2101.06085"),
-    Published("PIDNet-S", 80.1, "960x720", MORE, "README of github.com/XuJiacong/PIDNet"),
+    CamvidScore("SegNet", 46.4, "480x360", "ImageNet (encoder)", HARDNET),
+    CamvidScore("ENet", 51.3, "480x360", NOTHING, ESPNET),
+    CamvidScore("ESPNet", 55.6, "480x360", NOTHING, ESPNET),
+    CamvidScore("FCN8", 57.0, "480x360", "ImageNet (encoder)", HARDNET),
+    CamvidScore("FC-DenseNet56", 58.9, "480x360", NOTHING, HARDNET),
+    CamvidScore("FC-HarDNet68", 62.9, "480x360", NOTHING, HARDNET),
+    CamvidScore("FC-DenseNet67", 65.8, "480x360", NOTHING, HARDNET),
+    CamvidScore("FC-HarDNet76", 65.8, "480x360", NOTHING, HARDNET),
+    CamvidScore("FC-DenseNet103", 66.9, "480x360", NOTHING, HARDNET),
+    CamvidScore("FC-HarDNet84", 67.7, "480x360", NOTHING, HARDNET),
+    CamvidScore("FASSD-Net", 69.3, "not said", MORE, "abstract, IEEE T-ITS 2021"),
+    CamvidScore("DDRNet-23-slim", 74.7, "960x720", MORE, "abstract, arXiv:2101.06085"),
+    CamvidScore("PIDNet-S", 80.1, "960x720", MORE, "README of github.com/XuJiacong/PIDNet"),
 )
 
 
-class Run(NamedTuple):
+class TrainingRun(NamedTuple):
     """One training: a row of the table."""
 
     model: str
@@ -82,7 +82,7 @@ class Run(NamedTuple):
         return "-".join(map(str, self))
 
 
-def row(run: Run, work: Path, streets: Path, root: Path) -> dict[str, Any]:
+def row(run: TrainingRun, work: Path, streets: Path, root: Path) -> dict[str, Any]:
     """A finished row, trained and scored if necessary."""
     length = ("--steps", str(run.steps), "--seed", str(run.seed), "-s", "val_every=0")
     data = ("-d", streets, "-d", "camvid", "--root", root)
@@ -150,14 +150,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.work.mkdir(parents=True, exist_ok=True)
     streets = prepare(options.work)
     runs = [
-        Run(name, options.steps, seed, options.start)
+        TrainingRun(name, options.steps, seed, options.start)
         for seed in options.seeds
         for name in options.networks
     ]
     for number, run in enumerate(runs, 1):
         print(f"{number} of {len(runs)}: {run.name}", flush=True)
         found = row(run, options.work, streets, options.root)
-        others = [r for r in rows_of(options.output) if Run(*(r[f] for f in Run._fields)) != run]
+        others = [
+            r
+            for r in rows_of(options.output)
+            if TrainingRun(*(r[f] for f in TrainingRun._fields)) != run
+        ]
         write(options.output, [*others, found])
         miou = found["test"]["miou"]
         print(f"{run.name}: test mIoU {100 * miou:.1f}%, {found['hours']:.1f} hours", flush=True)

@@ -24,7 +24,7 @@ FILE = RESULTS / "membrane" / "membrane.json"
 NAME = "membrane"  # name of the card and of the preset
 
 
-class Published(NamedTuple):
+class MembraneScore(NamedTuple):
     """A score on pictures of the same challenge."""
 
     network: str
@@ -36,14 +36,14 @@ class Published(NamedTuple):
 MULTIRES = "Ibtehaz and Rahman, Neural Networks 121, 2020 (arXiv:1902.04049)"
 FOLDS = "the 30, five-fold cross validation"
 PUBLISHED = (
-    Published(
+    MembraneScore(
         "U-Net",
         "warping error 0.000353, Rand error 0.0382, pixel error 0.0611",
         "30 others, whose masks are not public; trained on all of the 30",
         "Ronneberger et al., MICCAI 2015 (arXiv:1505.04597), table 1",
     ),
-    Published("U-Net", "IoU 87.4 ±0.7, of one class", FOLDS, MULTIRES),
-    Published("MultiResUNet", "IoU 87.9 ±0.8, of one class", FOLDS, MULTIRES),
+    MembraneScore("U-Net", "IoU 87.4 ±0.7, of one class", FOLDS, MULTIRES),
+    MembraneScore("MultiResUNet", "IoU 87.9 ±0.8, of one class", FOLDS, MULTIRES),
 )
 
 

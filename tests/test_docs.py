@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 import fassd
 import fassd_kernels.reference
 from fassd.cli import app
-from fassd.models.variants import GTX, TALK, VAL, VARIANTS, Report
+from fassd.models.variants import GTX, TALK, VAL, VARIANTS, PublishedScore
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -109,7 +109,7 @@ def test_published_scores_are_exact() -> None:
         reports = variant.reports
         if variant.published:
             talk = variant.published
-            reports = (Report(TALK, VAL, talk.miou, talk.fps_1080ti, GTX), *reports)
+            reports = (PublishedScore(TALK, VAL, talk.miou, talk.fps_1080ti, GTX), *reports)
         for report in reports if variant.reports else ():
             speed = "" if report.fps is None else f"{report.fps:g}, {report.device}"
             expected.append((name, [f"{report.miou:.1f}", report.data, speed, report.source]))

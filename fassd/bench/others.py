@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from fassd.io.packages import need
 from fassd.models.encoder import import_timm, import_torchvision, plan_of
-from fassd.models.variants import GTX, Report
+from fassd.models.variants import GTX, PublishedScore
 
 CLASSES = 19
 TIMM, SMP = "timm:", "smp:"
@@ -138,7 +138,7 @@ class OtherNetwork:
     model: str
     package: str
     install: str
-    reports: tuple[Report, ...] = ()
+    reports: tuple[PublishedScore, ...] = ()
 
     @property
     def missing(self) -> str:
@@ -253,17 +253,19 @@ OTHERS = (
     _mmseg(
         "DDRNet-23-slim",
         f"{_here}ddrnet_23_slim",
-        reports=(Report("abstract, Hong et al., 2021", "1024x2048", 77.4, 102, "RTX 2080 Ti"),),
+        reports=(
+            PublishedScore("abstract, Hong et al., 2021", "1024x2048", 77.4, 102, "RTX 2080 Ti"),
+        ),
     ),
     _mmseg(
         "PIDNet-S",
         f"{_here}pidnet_s",
-        reports=(Report("Xu et al., CVPR 2023", "1024x2048", 78.6, 93.2, "RTX 3090"),),
+        reports=(PublishedScore("Xu et al., CVPR 2023", "1024x2048", 78.6, 93.2, "RTX 3090"),),
     ),
     _mmseg(
         "BiSeNetV2",
         f"{_here}bisenetv2",
-        reports=(Report("abstract, Yu et al., IJCV 2021", "512x1024", 72.6, 156, GTX),),
+        reports=(PublishedScore("abstract, Yu et al., IJCV 2021", "512x1024", 72.6, 156, GTX),),
     ),
     OtherNetwork(
         "U-Net, ResNet-18",
@@ -278,7 +280,11 @@ OTHERS = (
         f"{_here}segformer_b0",
         "transformers",
         "pip install transformers",
-        (Report("Xie et al., NeurIPS 2021, table 2", "1024x2048", 76.2, 15.2, "Tesla V100"),),
+        (
+            PublishedScore(
+                "Xie et al., NeurIPS 2021, table 2", "1024x2048", 76.2, 15.2, "Tesla V100"
+            ),
+        ),
     ),
 )
 """The `data` of their reports is the size of the network's picture."""

@@ -83,21 +83,21 @@ class UpsampleConv(nn.Module):
         return self.layer(torch.cat([up, skip], 1))
 
 
-class Upsample(nn.Module):
+class PlainUpsample(nn.Module):
     """Logits (N, C, h, w) to the picture's size."""
 
     def forward(self, logits: Tensor) -> Tensor:
         return resize(logits, picture_size(logits))
 
 
-class UpsampleArgmax(Upsample):
+class UpsampleArgmax(PlainUpsample):
     """Logits (N, C, h, w) to labels (N, H, W) of the picture's size."""
 
     def forward(self, logits: Tensor) -> Tensor:
         return super().forward(logits).argmax(1)
 
 
-class UpsampleConfidence(Upsample):
+class UpsampleConfidence(PlainUpsample):
     """Logits (N, C, h, w) to labels and margins, uint8 (N, 2, H, W), of the picture's size.
 
     It computes in float32, or in float64 once it is moved there: in 16 bits PyTorch would round the

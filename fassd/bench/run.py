@@ -75,7 +75,7 @@ ABOUT_PEERS = (
 # -------------------------------------------------------------------------------------- the report
 
 
-class Scene(NamedTuple):
+class MeasuredPicture(NamedTuple):
     """A job's first picture, and its last candidate's labels.
 
     `picture` is (H, W, 3) uint8 RGB, `labels` (H, W), and `colors`, those of the network's classes,
@@ -88,14 +88,14 @@ class Scene(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Report(BenchReport):
+class RunReport(BenchReport):
     """The measurements, and a scene of each job; prints itself with rich.
 
     `interrupted` is True if jobs are missing because Ctrl-C was pressed.
     """
 
     results: Results
-    scenes: tuple[Scene, ...] = field(default=(), repr=False)
+    scenes: tuple[MeasuredPicture, ...] = field(default=(), repr=False)
     interrupted: bool = False
 
     @property
@@ -200,7 +200,7 @@ def costs(results: Sequence[Result]) -> list[Column[Result]]:
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C after some jobs were done, which are in `report`."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: RunReport) -> None:
         super().__init__()
         self.report = report
 
@@ -215,7 +215,7 @@ def run(
     compiler: str = "inductor",
     step: Callable[[str], object] = lambda _: None,
     tick: Callable[[], object] = lambda: None,
-) -> Report:
+) -> RunReport:
     """Measure every job, one after the other, in this process, on its device.
 
     Args:
@@ -235,15 +235,15 @@ def run(
     if not jobs or (peers is not None and not peers):
         raise ValueError("nothing to measure: no jobs or no candidates")
     comparisons: list[JobResults] = []
-    scenes: list[Scene] = []
+    scenes: list[MeasuredPicture] = []
     with torch_threads(jobs[0].threads):
         where = environment(jobs[0].device)
 
-    def report(interrupted: bool = False) -> Report:
+    def report(interrupted: bool = False) -> RunReport:
         results = Results(
             environment=where, comparisons=tuple(comparisons), peers=peers is not None
         )
-        return Report(results, tuple(scenes), interrupted)
+        return RunReport(results, tuple(scenes), interrupted)
 
     try:
         for job in jobs:
@@ -264,7 +264,7 @@ def measure(
     compiler: str,
     step: Callable[[str], object],
     tick: Callable[[], object],
-) -> tuple[JobResults, list[Scene]]:
+) -> tuple[JobResults, list[MeasuredPicture]]:
     """Measure a job with `run`'s arguments and errors; other projects' networks have no scene."""
     candidates = list(job.paths().values()) if peers is None else peers
     other = is_other(job.model)
@@ -322,7 +322,7 @@ def measure(
         return measured, []
     labels = output[0].argmax(0) if output.is_floating_point() else output[0]
     colors = np.array([info.color for info in classes_of(model)], np.uint8)
-    return measured, [Scene(pictures[0], labels.cpu().numpy(), colors)]
+    return measured, [MeasuredPicture(pictures[0], labels.cpu().numpy(), colors)]
 
 
 def in_float64(model: torch.nn.Module, batch: Tensor) -> Outputs:

@@ -22,7 +22,7 @@ from fassd.bench.plain import (
     Labelled,
     Normalize,
     NormalizeConv,
-    Upsample,
+    PlainUpsample,
     UpsampleArgmax,
     UpsampleConfidence,
     UpsampleConv,
@@ -176,7 +176,7 @@ OPERATORS = {
         "grouped_conv_act", depthwise, ((96, 8),), fused_depthwise
     ),
     "max_pool": NetworkPart("max_pool", partial(nn.MaxPool2d, 3, 2, 1), ((64, 2),), fused_pool),
-    "upsample": _resize("upsample", Upsample),
+    "upsample": _resize("upsample", PlainUpsample),
     "upsample_argmax": _resize("upsample_argmax", UpsampleArgmax),
     "upsample_confidence": _resize("upsample_confidence", UpsampleConfidence),
 }

@@ -153,12 +153,11 @@ def serve(
     )
     with listen(host, port) as socket:
         set_threads(threads)
-
-        def load(choice: Choice) -> Segmenter:
-            name, backend, dtype = choice
-            return build_segmenter(offered[name], backend, dtype, device)
-
-        networks = cached(load)
+        networks = cached(
+            lambda choice: build_segmenter(
+                offered[choice.model], choice.backend, choice.dtype, device
+            )
+        )
         choices = [Choice(name, backend, dtype) for name in offered]
         models = [_try_out(networks, choice, offered[choice.model]) for choice in choices]
         catalog = _catalog(models, choices[0], device, limits)

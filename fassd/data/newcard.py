@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 
 @dataclass
-class Labels:
+class LabelFormat:
     """Contents of the label files.
 
     Attributes:
@@ -71,7 +71,7 @@ class NewCard:
     path: Path
     pairs: int
     unpaired: int
-    labels: Labels
+    labels: LabelFormat
     written: list[Path]
 
 
@@ -175,7 +175,9 @@ def _spread(paths: Sequence[str]) -> list[str]:
     return [unique[number * len(unique) // count] for number in range(count)]
 
 
-def _labels(folder: Path, kind: str, files: Mapping[str, Sequence[str]], pairs: Pairs) -> Labels:
+def _labels(
+    folder: Path, kind: str, files: Mapping[str, Sequence[str]], pairs: Pairs
+) -> LabelFormat:
     looked_at = _spread([mask for _, mask in pairs])
     if kind == "masks":
         return _of_masks([folder / path for path in looked_at])
@@ -212,16 +214,18 @@ def _readable(
         raise CardError(troubles[0])
 
 
-def _named(kind: str, names: list[str]) -> Labels:
+def _named(kind: str, names: list[str]) -> LabelFormat:
     """Classes by name, with a background first."""
     background = next((name for name in names if name in BACKGROUNDS), "background")
     ignore = [name for name in names if name.lower() in UNLABELLED]
     others = [name for name in names if name not in (background, *ignore)]
     classes = [{"name": name} for name in (background, *others)]
-    return Labels(kind, classes, ignore, background)
+    return LabelFormat(kind, classes, ignore, background)
 
 
-def _of_yolo(folder: Path, files: Mapping[str, Sequence[str]], looked_at: Sequence[str]) -> Labels:
+def _of_yolo(
+    folder: Path, files: Mapping[str, Sequence[str]], looked_at: Sequence[str]
+) -> LabelFormat:
     names = _names_of_yolo(folder, files)
     numbers: set[int] = set(names)
     for found in _readable(folder, looked_at, _numbers_drawn):
@@ -233,7 +237,7 @@ def _of_yolo(folder: Path, files: Mapping[str, Sequence[str]], looked_at: Sequen
             {"name": f"{name} {number}" if name == "background" else name, "ids": number}
         )
     notes = [] if names else ["No file names the numbers: data.yaml or classes.txt would."]
-    return Labels("yolo", classes, [], "background", notes)
+    return LabelFormat("yolo", classes, [], "background", notes)
 
 
 def _numbers_drawn(path: Path) -> set[int]:
@@ -274,7 +278,7 @@ def _numbered(names: Any) -> dict[int, str]:
     return found if sum(map(len, found.values())) <= MOST_SETTINGS else {}
 
 
-def _of_masks(paths: Sequence[Path]) -> Labels:
+def _of_masks(paths: Sequence[Path]) -> LabelFormat:
     """The values of masks, as classes."""
     greys: Counter[int] = Counter()
     colors: set[int] = set()
@@ -310,7 +314,7 @@ def _palette(path: Path) -> dict[int, list[int]]:
     return dict(enumerate(np.reshape(levels or [], (-1, 3)).tolist()))
 
 
-def _of_colors(colors: list[int], paths: Sequence[Path]) -> Labels:
+def _of_colors(colors: list[int], paths: Sequence[Path]) -> LabelFormat:
     if not 2 <= len(colors) <= IGNORE:
         raise CardError(
             f"{paths[0]}: the masks have {len(colors):,} colours; classes are 2 to {IGNORE}: are "
@@ -320,12 +324,14 @@ def _of_colors(colors: list[int], paths: Sequence[Path]) -> Labels:
         {"name": f"class {index}", "color": [key >> 16, key >> 8 & 255, key & 255]}
         for index, key in enumerate(colors)
     ]
-    return Labels("colors", classes, notes=["The classes are the colours that the masks have."])
+    return LabelFormat(
+        "colors", classes, notes=["The classes are the colours that the masks have."]
+    )
 
 
 def _of_greys(
     greys: Mapping[int, int], palette: Mapping[int, list[int]], paths: Sequence[Path]
-) -> Labels:
+) -> LabelFormat:
     ids = sorted(greys)
     total = sum(greys.values())
     dark, bright = [n for n in ids if n <= 32], [n for n in ids if n >= 223]
@@ -334,7 +340,7 @@ def _of_greys(
     lossy = min(len(dark), len(bright)) > 4 and max(ids) <= 255 and not palette
     if lossy and extreme > 0.9 * total:
         two = [{"name": "background"}, {"name": "object"}]
-        return Labels("threshold", two, notes=["Greys between black and white: lossy masks."])
+        return LabelFormat("threshold", two, notes=["Greys between black and white: lossy masks."])
     ignore = [value for value in ids if value == -1 or (value == 255 and len(ids) > 2)]
     ids = [value for value in ids if value not in ignore]
     if not 2 <= len(ids) <= IGNORE or min(ids) < 0:
@@ -349,7 +355,7 @@ def _of_greys(
     if all(number in palette for number in ids):
         classes = [{**entry, "color": palette[entry["ids"]]} for entry in classes]
     notes = ["255 is taken for what has no class."] if IGNORE in ignore else []
-    return Labels("ids", classes, ignore, notes=notes)
+    return LabelFormat("ids", classes, ignore, notes=notes)
 
 
 # -------------------------------------------------------------------------------------------- text
@@ -378,7 +384,7 @@ def _lists(folder: Path, layout: Layout, pairs: Pairs, unpaired: int) -> dict[st
 
 
 def card_text(
-    name: str, layout: Layout, labels: Labels, pairs: int, lists: Mapping[str, Sequence[str]]
+    name: str, layout: Layout, labels: LabelFormat, pairs: int, lists: Mapping[str, Sequence[str]]
 ) -> str:
     """The YAML of a card, with comments on the meaning of its lines and on assumptions."""
     lines = [

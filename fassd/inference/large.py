@@ -17,7 +17,7 @@ import torch
 
 import fassd
 from fassd.inference.maps import MapFile
-from fassd.inference.steps import MEMORY, Picture, Step, check_memory, run
+from fassd.inference.steps import MEMORY, MapStep, Picture, check_memory, run
 from fassd.inference.strips import plan
 from fassd.inference.tiles import TileStep
 from fassd.io.files import locked
@@ -96,7 +96,7 @@ def labelled(
             has a size or several views (with tiles, it may), or gives no such certainty.
         OSError: the maps do not fit on the disk, or another process works in the folder.
     """
-    steps: Sequence[Step]
+    steps: Sequence[MapStep]
     if confidence is not None:
         segmenter.check_confidence(confidence, min_confidence)
     if tiles is None:

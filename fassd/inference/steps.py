@@ -55,7 +55,7 @@ class Target:
 
 
 @dataclass
-class Step:
+class MapStep:
     """The work from one map to the next, strip by strip.
 
     Attributes:
@@ -134,7 +134,7 @@ class Step:
 
 
 def run(
-    steps: Sequence[Step],
+    steps: Sequence[MapStep],
     folder: Path,
     identity: str,
     *,
@@ -148,8 +148,8 @@ def run(
     that it also holds through a crash of the machine, which loses the last `NOTED` seconds.
 
     Args:
-        steps: steps of a `Plan`; the last one's targets stay, all other maps are deleted when the
-            last step that reads them is done.
+        steps: steps of a `StripPlan`; the targets of the last one stay, all other maps are deleted
+            when the last step that reads them is done.
         folder: folder of the maps.
         identity: text that distinguishes this work from other work.
         memory: bytes that the values of a strip may take.
@@ -189,12 +189,12 @@ def run(
                 each.path.unlink(missing_ok=True)
 
 
-def _itemsize(step: Step) -> int:
+def _itemsize(step: MapStep) -> int:
     """Size in bytes of the largest values that a step reads or writes."""
     return max(each.dtype.itemsize for each in (*step.reads, *(t.map for t in step.targets)))
 
 
-def check_memory(steps: Sequence[Step], memory: int) -> None:
+def check_memory(steps: Sequence[MapStep], memory: int) -> None:
     """Raise ValueError where the smallest strip of a step does not fit in memory."""
     for step in steps:
         least = step.least_values() * _itemsize(step)
@@ -205,7 +205,7 @@ def check_memory(steps: Sequence[Step], memory: int) -> None:
             )
 
 
-def _check_space(steps: Sequence[Step], folder: Path, done: dict[str, int]) -> None:
+def _check_space(steps: Sequence[MapStep], folder: Path, done: dict[str, int]) -> None:
     maps = [target.map for step in steps for target in step.targets if step.name not in done]
     needed, free = sum(each.bytes for each in maps), shutil.disk_usage(folder).free
     if needed > free:
@@ -228,7 +228,7 @@ def _journal(folder: Path, identity: str) -> dict[str, int]:
     return {}
 
 
-def _note(step: Step, folder: Path, identity: str, done: dict[str, int]) -> None:
+def _note(step: MapStep, folder: Path, identity: str, done: dict[str, int]) -> None:
     """Note what is done, once the results of the last step are on the disk."""
     for target in step.targets:
         target.map.sync()

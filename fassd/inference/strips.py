@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from fassd.inference.fields import Field, UnboundedError, encoder_field, field_of
 from fassd.inference.maps import MapFile
-from fassd.inference.steps import Picture, Step, Target
+from fassd.inference.steps import MapStep, Picture, Target
 from fassd.models.encoder import STRIDES, Encoder
 from fassd.models.info import temperature_of
 from fassd.models.layers import Rows, resize
@@ -43,7 +43,7 @@ TRIED = 8
 
 
 @dataclass
-class Plan:
+class StripPlan:
     """The steps from a picture to its labels, and the maps between them, in a folder."""
 
     network: Any
@@ -51,7 +51,7 @@ class Plan:
     folder: Path
     dtype: torch.dtype
     device: torch.device
-    steps: list[Step] = field(default_factory=list)
+    steps: list[MapStep] = field(default_factory=list)
 
     def map(self, name: str, shape: tuple[int, int, int], dtype: torch.dtype | None = None) -> Any:
         return MapFile(self.folder / f"{name}.raw", shape, dtype or self.dtype)
@@ -93,7 +93,7 @@ class Plan:
         seen = seen._replace(values=seen.values + size[1] * channels)
         reads = [source] if source else []
         target = Target(made, seen.stride)
-        self.steps.append(Step(name, [target], size[0], seen, compute, reads, whole))
+        self.steps.append(MapStep(name, [target], size[0], seen, compute, reads, whole))
         return made
 
     def encode(self) -> list[MapFile]:
@@ -130,7 +130,7 @@ class Plan:
             with repeatable():
                 return self.network.encode(channels_last(pixels) if pixels.is_cpu else pixels)
 
-        self.steps.append(Step("encoder", targets, size[0], seen, compute))
+        self.steps.append(MapStep("encoder", targets, size[0], seen, compute))
         return [target.map for target in targets]
 
     def context(self, source: MapFile) -> MapFile:
@@ -171,7 +171,7 @@ class Plan:
 
         own = skip.shape[1] * (skip.shape[2] + 2 * low.shape[2])
         seen = seen._replace(values=seen.values + own)
-        self.steps.append(Step(name, [Target(made, 1)], skip.height, seen, compute, [low, skip]))
+        self.steps.append(MapStep(name, [Target(made, 1)], skip.height, seen, compute, [low, skip]))
         return made
 
     def label(self, scores: MapFile, measure: Measure | None) -> None:
@@ -205,12 +205,12 @@ class Plan:
         enlarged = 4.0 * classes if measure is None else 8.0 * classes
         values += width * (len(made) if direct else enlarged)
         seen = Field(1, 0, height, width, values)
-        self.steps.append(Step("labels", made, height, seen, compute, [scores]))
+        self.steps.append(MapStep("labels", made, height, seen, compute, [scores]))
 
 
 def plan(
     segmenter: Segmenter, picture: Picture, folder: Path, measure: Measure | None = None
-) -> Plan:
+) -> StripPlan:
     """The steps from a picture to its labels by a network, with their maps in a folder.
 
     With a `measure` the last step has a second target: the certainty of the labels.
@@ -237,7 +237,7 @@ def plan(
             f"the picture must be at least {least}x{least} pixels for this variant, got "
             f"{picture.height}x{picture.width}"
         )
-    made = Plan(network, picture, folder, segmenter.dtype, segmenter.device)
+    made = StripPlan(network, picture, folder, segmenter.dtype, segmenter.device)
     with torch.inference_mode():
         *skips, low = made.encode()
         low = made.context(low)

@@ -17,7 +17,7 @@ import torch
 
 from fassd.inference.fields import Field
 from fassd.inference.maps import MapFile
-from fassd.inference.steps import Picture, Step, Target
+from fassd.inference.steps import MapStep, Picture, Target
 from fassd.inference.strips import check_colors
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def windows(total: int, side: int) -> list[Span]:
     return [Span(first, first + side, *kept) for first, kept in seen]
 
 
-class TileStep(Step):
+class TileStep(MapStep):
     """A picture's labels, a row of tiles at a time.
 
     Args:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from fassd.io.files import replacing
 from fassd.io.palette import Draw, drawing, palette
-from fassd.io.video.source import Frame, Trouble, VideoError, VideoSource
+from fassd.io.video.source import Frame, ReadStats, VideoError, VideoSource
 from fassd.io.video.writer import FORMATS, VideoWriter
 from fassd_kernels.reference.upsample import Measure
 
@@ -61,7 +61,7 @@ class Summary:
         default_factory=lambda: dict.fromkeys(("decode", "network", "encode"), 0.0)
     )
     dropped: int = 0
-    trouble: Trouble = field(default_factory=Trouble)
+    trouble: ReadStats = field(default_factory=ReadStats)
     codec: str = ""
     silent: list[str] = field(default_factory=list)
     interrupted: bool = False

@@ -101,7 +101,7 @@ class Encoder(nn.Module):
         return self.name
 
 
-class Plan(NamedTuple):
+class EncoderPlan(NamedTuple):
     """The options with which timm builds an encoder.
 
     Attributes:
@@ -114,7 +114,7 @@ class Plan(NamedTuple):
 
 
 @functools.cache
-def plan_of(name: str) -> Plan:
+def plan_of(name: str) -> EncoderPlan:
     """Find how an encoder of timm returns its maps at `STRIDES`; errors as in `Encoder`."""
     timm = import_timm()
     check_name(name)
@@ -137,7 +137,7 @@ def plan_of(name: str) -> Plan:
                 problem = problem or error
                 continue
         options = {"features_only": True, "out_indices": indices, **own}
-        return Plan(options, last.shape[1] != features.channels()[-1])
+        return EncoderPlan(options, last.shape[1] != features.channels()[-1])
     size = timm.get_pretrained_cfg(name).input_size[1:]
     raise ValueError(
         f"encoder {name!r} is made for pictures of {size[0]}x{size[1]} and does not take any size, "

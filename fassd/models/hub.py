@@ -87,7 +87,7 @@ class Score(NamedTuple):
     value: float
 
 
-class Published(
+class HubNetwork(
     ModelHubMixin,
     library_name="fassd",
     pipeline_tag="image-segmentation",
@@ -123,7 +123,7 @@ class Published(
         return ModelCard(model_card(self.network, *args, **kwargs))
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, **_: Any) -> Published:
+    def _from_pretrained(cls, *, model_id: str, **_: Any) -> HubNetwork:
         folder = Path(model_id)
         info, num_classes = described(folder)
         network = create_model(info.model, num_classes or None, info.alpha)
@@ -142,7 +142,7 @@ def load(name: str | os.PathLike[str], **options: Any) -> FASSDNet:
     if not folder.is_dir():
         folder = _fetched(os.fspath(name), **options)
     described(folder)  # before the mixin reads it, whose errors name no file
-    network: FASSDNet = Published.from_pretrained(folder).network
+    network: FASSDNet = HubNetwork.from_pretrained(folder).network
     return network
 
 
@@ -318,7 +318,7 @@ def model_card(
         ("std", _numbers(pictures["std"])),
         ("temperature", f"{config['temperature']:.4g}"),
     ]
-    info = Published._hub_mixin_info.model_card_data
+    info = HubNetwork._hub_mixin_info.model_card_data
     card = ModelCardData(
         **info.to_dict(),
         license=license,

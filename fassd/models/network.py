@@ -310,7 +310,7 @@ class FASSDNet(nn.Module):
             ImportError: huggingface_hub is missing; the message says how to install it.
             OSError: the folder cannot be written to.
         """
-        _hub().Published(self, card).save_pretrained(folder)
+        _hub().HubNetwork(self, card).save_pretrained(folder)
 
     def push_to_hub(self, repo_id: str, card: str | None = None, **options: Any) -> str:
         """Publish the network on the Hugging Face hub.
@@ -330,7 +330,7 @@ class FASSDNet(nn.Module):
             ValueError, ImportError: as `save_pretrained`.
             OSError: the hub cannot be reached, or refuses.
         """
-        published = _hub().Published(self, card)
+        published = _hub().HubNetwork(self, card)
         url: str = published.push_to_hub(repo_id, model_card_kwargs={"name": repo_id}, **options)
         return url
 

@@ -42,7 +42,7 @@ GTX, JETSON = "GTX 1080 Ti", "Jetson Xavier NX"
 
 
 @dataclass(frozen=True)
-class Report:
+class PublishedScore:
     """A published score of a network.
 
     Attributes:
@@ -78,7 +78,7 @@ class Variant:
     description: str
     switches: Mapping[str, Any] = field(default_factory=dict)
     published: Published | None = None
-    reports: tuple[Report, ...] = ()
+    reports: tuple[PublishedScore, ...] = ()
     by_analogy: bool = False
     cityscapes: str | None = None
 
@@ -114,9 +114,9 @@ VARIANTS: dict[str, Variant] = {
         "The full network: HarDNet encoder, DAPF on the coarsest map, MDA in the decoder.",
         published=Published(45.1, 2.85, 41.1, 78.2),
         reports=(
-            Report(ICPR, VAL, 78.8, 41.1, GTX),
-            Report(T_ITS, "Cityscapes", 77.5, 41, GTX),
-            Report(T_ITS, CAMVID, 69.3, 80, GTX),
+            PublishedScore(ICPR, VAL, 78.8, 41.1, GTX),
+            PublishedScore(T_ITS, "Cityscapes", 77.5, 41, GTX),
+            PublishedScore(T_ITS, CAMVID, 69.3, 80, GTX),
         ),
         cityscapes="FASSD-Net-Cityscapes.pkl",
     ),
@@ -132,8 +132,8 @@ VARIANTS: dict[str, Variant] = {
         {"stem_strides": (2, 2, 2, 1), "light_decoder": True},
         # The abstracts speak of "a light version" without naming it; L2 is the fastest.
         reports=(
-            Report(ICPR, VAL, 74.1, 133.1, GTX),
-            Report(T_ITS, "Cityscapes", 74.0, 32, JETSON),
+            PublishedScore(ICPR, VAL, 74.1, 133.1, GTX),
+            PublishedScore(T_ITS, "Cityscapes", 74.0, 32, JETSON),
         ),
         cityscapes="FASSD-Net-L2-Cityscapes.pkl",
     ),
@@ -143,9 +143,9 @@ VARIANTS: dict[str, Variant] = {
         {"context": "none", "mda": False, "stages": FIVE_STAGES},
         published=Published(35.4, 4.1, 52.3, 76.4),
         reports=(
-            Report(FC_HARDNET, VAL, 77.7),
-            Report(FC_HARDNET, TEST, 75.9, 67, "Titan V"),
-            Report(PADDLE_SEG, VAL, 79.0),
+            PublishedScore(FC_HARDNET, VAL, 77.7),
+            PublishedScore(FC_HARDNET, TEST, 75.9, 67, "Titan V"),
+            PublishedScore(PADDLE_SEG, VAL, 79.0),
         ),
     ),
     "fc_hardnet_l1": Variant(

@@ -54,7 +54,7 @@ def test_demo_writes_scene_labels_and_overlay(tmp_path, succeed):
 
 
 def test_demo_fails_where_labels_disagree(tmp_path, run_fassd, monkeypatch):
-    monkeypatch.setattr(bench.Report, "labels_agree", 99.8)
+    monkeypatch.setattr(bench.RunReport, "labels_agree", 99.8)
     arguments = ("--model", "fassd_net_l2", "--size", "96x160", "--repeats", 1)
     result = run_fassd("demo", "-o", tmp_path, *arguments)
     assert result.exit_code == 1

@@ -50,7 +50,7 @@ multiprocessors, bytes of shared memory available to a block, compute capability
 
 
 @dataclass(frozen=True)
-class Plan:
+class LaunchPlan:
     """The division of a convolution, or of a fused part, into blocks.
 
     Attributes:
@@ -308,7 +308,7 @@ class Model:
     def launch(self, answer: dict[str, Any]) -> PredictedLaunch:
         """One launch of an answer, with its times."""
         device = self.device
-        plans = [Plan(**blocks) for blocks in answer["blocks"]]
+        plans = [LaunchPlan(**blocks) for blocks in answer["blocks"]]
         moved, operations = answer["bytes"], answer["operations"]
         rate = self.rates[answer["arithmetic"]]
         blocks = sum(plan.blocks for plan in plans)

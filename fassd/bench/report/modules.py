@@ -20,7 +20,7 @@ from fassd.bench.report.figures import (
     missing,
     ratio,
 )
-from fassd.bench.report.page import Cell, Picture, Plot, Section, Table
+from fassd.bench.report.page import Cell, PagePicture, Plot, Section, Table
 from fassd.bench.report.results import Collection, Figure, ResultsFile, origin
 from fassd.models import VARIANTS, create_model
 
@@ -362,7 +362,7 @@ def panel(results: Collection) -> Section:
         name = source.content.get("panel")
         path = source.path.parent / name if name else None
         if path is not None and path.is_file():
-            picture = Picture(
+            picture = PagePicture(
                 "panel",
                 path.read_bytes(),
                 "Input, ground truth and the labels of four networks, side by side",

@@ -120,7 +120,7 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class Picture:
+class PagePicture:
     """A picture in pixels: `data` is a JPEG file; other attributes as in `Plot`."""
 
     name: str
@@ -142,7 +142,7 @@ class Picture:
         return Markup('<img src="data:image/jpeg;base64,{}" alt="{}">').format(data, self.text)
 
 
-Block = Table | Plot | Picture
+Block = Table | Plot | PagePicture
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class Frame(NamedTuple):
 
 
 @dataclass
-class Trouble:
+class ReadStats:
     """Problems met while a source was read.
 
     skipped: number of damaged frames that were skipped.
@@ -78,7 +78,7 @@ class VideoSource(ABC):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.trouble = Trouble()
+        self.trouble = ReadStats()
         self.waited = 0.0
         self.stopped = threading.Event()
 
