@@ -84,7 +84,7 @@ class FusedConvLayer(SingleConvolution, ConvLayer):
     def plan(self, packed: Packed) -> list[Plan]:
         weight, low = packed["weight"], packed.get("low_channels")
         if low is None:
-            return super().plan(packed)
+            return [(weight, packed["stride"], packed["dilation"])]
         return [(part, (1, 1), (1, 1)) for part in (weight[:, :low], weight[:, low:])]
 
     def of_pictures(
