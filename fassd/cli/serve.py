@@ -153,11 +153,7 @@ def serve(
     )
     with listen(host, port) as socket:
         set_threads(threads)
-        networks = cached(
-            lambda choice: build_segmenter(
-                offered[choice.model], choice.backend, choice.dtype, device
-            )
-        )
+        networks = cached(lambda of: build_segmenter(offered[of.model], *of[1:], device))
         choices = [Choice(name, backend, dtype) for name in offered]
         models = [_try_out(networks, choice, offered[choice.model]) for choice in choices]
         catalog = _catalog(models, choices[0], device, limits)

@@ -10,24 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conformance.cases import (
-    UNKNOWN,
-    aspp,
-    asymmetric_conv,
-    conv_act,
-    dapf,
-    from_schema,
-    grouped_conv_act,
-    hardblock,
-    max_pool,
-    mda,
-    normalize,
-    normalize_conv_act,
-    upsample,
-    upsample_argmax,
-    upsample_confidence,
-    upsample_conv1x1,
-)
+from conformance import cases
 from conformance.harness import Call, Subject
 from conformance.test_packing import PACKING, packed
 from torch import Tensor
@@ -148,8 +131,8 @@ def no_channels(call: Call) -> dict[str, Any]:
 
 
 def conv_act_refusals() -> list[Refusal]:
-    base = conv_act(channels=(3, 2), activation="prelu", residual=True)
-    plain = conv_act()
+    base = cases.conv_act(channels=(3, 2), activation="prelu", residual=True)
+    plain = cases.conv_act()
     return [
         *spoiled(base, "inputs", SPOILED_IMAGE, 1),
         *spoiled(plain, "inputs", ALONE, 0),
@@ -173,8 +156,8 @@ def conv_act_refusals() -> list[Refusal]:
 
 
 def grouped_conv_act_refusals() -> list[Refusal]:
-    base = grouped_conv_act(1, 6, 2, activation="prelu", residual=True)
-    plain = grouped_conv_act()
+    base = cases.grouped_conv_act(1, 6, 2, activation="prelu", residual=True)
+    plain = cases.grouped_conv_act()
     sides = {"3x1": torch.ones(4, 1, 3, 1), "9x9": torch.ones(4, 1, 9, 9)}
     return [
         *spoiled(base, "input", ALONE),
@@ -192,8 +175,8 @@ def grouped_conv_act_refusals() -> list[Refusal]:
 
 
 def asymmetric_conv_refusals() -> list[Refusal]:
-    base = asymmetric_conv(activation="prelu")
-    plain = asymmetric_conv()
+    base = cases.asymmetric_conv(activation="prelu")
+    plain = cases.asymmetric_conv()
     transposed = {"1x3": lambda x: x.transpose(2, 3)}
     return [
         *spoiled(base, "input", ALONE),
@@ -230,7 +213,7 @@ def branches_refusals(base: Call) -> list[Refusal]:
 
 
 def hardblock_refusals() -> list[Refusal]:
-    base = hardblock()
+    base = cases.hardblock()
     return [
         *spoiled(base, "input", ALONE),
         *each(base, "weights", SPOILED_WEIGHT),
@@ -240,7 +223,7 @@ def hardblock_refusals() -> list[Refusal]:
 
 
 def mda_refusals() -> list[Refusal]:
-    base = mda()
+    base = cases.mda()
     lists = ("weights", "scales", "shifts", "slopes")
     refusals = [
         *spoiled(base, "input", ALONE),
@@ -259,8 +242,8 @@ def mda_refusals() -> list[Refusal]:
 
 
 def upsample_conv1x1_refusals() -> list[Refusal]:
-    base = upsample_conv1x1(low=(3, 2), skip=(2, 1), activation="prelu")
-    plain = upsample_conv1x1()
+    base = cases.upsample_conv1x1(low=(3, 2), skip=(2, 1), activation="prelu")
+    plain = cases.upsample_conv1x1()
     return [
         *spoiled(base, "low", SPOILED_IMAGE, 1),
         *spoiled(base, "skip", SPOILED_IMAGE, 1),
@@ -278,7 +261,7 @@ def upsample_conv1x1_refusals() -> list[Refusal]:
 
 
 def max_pool_refusals() -> list[Refusal]:
-    base = max_pool()
+    base = cases.max_pool()
     paddings = {"negative": (-1, 1), "more than half": (1, 2), **NOT_PAIRS}
     return [
         *spoiled(base, "input", {**ALONE, **NO_PIXELS}),
@@ -310,7 +293,7 @@ def labels_refusals(base: Call) -> list[Refusal]:
 
 
 def upsample_confidence_refusals() -> list[Refusal]:
-    base = upsample_confidence()
+    base = cases.upsample_confidence()
     return [
         *labels_refusals(base),
         *given(base, "measure", {"unknown": "certainty", "empty": ""}),
@@ -337,13 +320,13 @@ def picture_refusals(base: Call) -> list[Refusal]:
 
 
 def normalize_refusals() -> list[Refusal]:
-    base = normalize()
+    base = cases.normalize()
     types = {"integers": torch.int32, "bytes": torch.uint8}
     return [*picture_refusals(base), *given(base, "dtype", types)]
 
 
 def normalize_conv_act_refusals() -> list[Refusal]:
-    base = normalize_conv_act(out_channels=6, activation="prelu")
+    base = cases.normalize_conv_act(out_channels=6, activation="prelu")
     weights = {why: way for why, way in SPOILED_WEIGHT.items() if why != "dtype"}
     steps = {"zero": (0, 1), "negative": (1, -1)}
     return [
@@ -358,7 +341,7 @@ def normalize_conv_act_refusals() -> list[Refusal]:
 
 def schema_refusals(operator: str) -> list[Refusal]:
     """What any operator refuses: images that are none."""
-    base = from_schema(operator)
+    base = cases.from_schema(operator)
     return [
         refusal
         for name in base.row.images
@@ -372,18 +355,18 @@ def schema_refusals(operator: str) -> list[Refusal]:
 
 
 REFUSALS = {
-    **{name: schema_refusals(name) for name in UNKNOWN},
+    **{name: schema_refusals(name) for name in cases.UNKNOWN},
     "conv_act": conv_act_refusals(),
     "grouped_conv_act": grouped_conv_act_refusals(),
     "asymmetric_conv": asymmetric_conv_refusals(),
-    "dapf": branches_refusals(dapf(dilations=(1, 2))),
-    "aspp": branches_refusals(aspp(dilations=(1, 2))),
+    "dapf": branches_refusals(cases.dapf(dilations=(1, 2))),
+    "aspp": branches_refusals(cases.aspp(dilations=(1, 2))),
     "hardblock": hardblock_refusals(),
     "max_pool": max_pool_refusals(),
     "mda": mda_refusals(),
     "upsample_conv1x1": upsample_conv1x1_refusals(),
-    "upsample": upsample_refusals(upsample()),
-    "upsample_argmax": labels_refusals(upsample_argmax()),
+    "upsample": upsample_refusals(cases.upsample()),
+    "upsample_argmax": labels_refusals(cases.upsample_argmax()),
     "upsample_confidence": upsample_confidence_refusals(),
     "normalize": normalize_refusals(),
     "normalize_conv_act": normalize_conv_act_refusals(),
@@ -394,7 +377,7 @@ REFUSALS = {
 @pytest.mark.parametrize("size", [(2**31, 2**31), (2**20, 2**20)])
 def test_results_beyond_all_memory(subject, size):
     """Sizes whose product overflows 64 bits, and sizes that merely no machine holds."""
-    call = (upsample if subject.operator == "upsample" else upsample_argmax)()
+    call = getattr(cases, subject.operator)()
     with pytest.raises((RuntimeError, MemoryError), match=r"memory|overflow|too large|large"):
         subject(call.to(torch.float32, subject.device).with_(size=size))
 
@@ -454,7 +437,7 @@ def test_packed_weights_on_another_device(subject):
 
 @pytest.mark.operators("conv_act")
 def test_storage_freed_before_a_conversion_or_a_gradient(subject):
-    call = conv_act().to(torch.float32, subject.device)
+    call = cases.conv_act().to(torch.float32, subject.device)
     freed = call.map(lambda x: resized(x, 0), only=("weight",))
     device = torch.device(subject.device).type
     with torch.autocast(device, subject.half), pytest.raises(RuntimeError, match="storage holds 0"):
