@@ -35,11 +35,7 @@ masks:
   ignore: IGNORED
 """
 
-FILES = {
-    "labelme": "{split}/{name}.json",
-    "coco": "{split}.json",
-    "yolo": "{split}/{name}.txt",
-}
+FILES = {"labelme": "{split}/{name}.json", "coco": "{split}.json", "yolo": "{split}/{name}.txt"}
 
 
 def square(label="path", points=SQUARE, **more):
