@@ -50,7 +50,6 @@ if os.environ.get("FASSD_KERNELS_SANITIZE", "0") not in ("", "0"):
     # A finding ends the process; line numbers, not all the debugger wants. The kernels run as fast
     # as with -O3, what they are checked with being what takes its time, and compile faster.
     SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1", "-O1"]
-AVX512 = {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
 # Turing, Ampere (server, workstation, Jetson Orin), Ada, Hopper, Blackwell (server, workstation):
 # those that the kernels are tested for.
 ARCHITECTURES = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "12.0")
@@ -189,29 +188,15 @@ def sources(*patterns: str) -> list[str]:
     )
 
 
-def has_avx512() -> bool:
-    try:
-        return set(re.split(r"\s", Path("/proc/cpuinfo").read_text())) >= AVX512
-    except OSError:
-        return False
-
-
 def cpu_extension():
     from torch.utils.cpp_extension import CppExtension
 
-    # The plans of the CUDA kernels are plain C++, and are asked for without a GPU.
-    compiled = sources("csrc/*.cpp", "csrc/cpu/*.cpp", "csrc/plan/*.cpp")
-    macros: list[tuple[str, str | None]] = [("TORCH_TARGET_VERSION", TORCH_TARGET)]
-    if SANITIZE and has_avx512():
-        # It runs here and on this CPU's best instruction set alone; each takes a minute to compile.
-        others = {"csrc/cpu/kernels_avx2.cpp", "csrc/cpu/kernels_portable.cpp"}
-        compiled = [source for source in compiled if source not in others]
-        macros.append(("FASSD_ONLY_AVX512", None))
     return CppExtension(
         "fassd_kernels._C",
-        compiled,
+        # The plans of the CUDA kernels are plain C++, and are asked for without a GPU.
+        sources("csrc/*.cpp", "csrc/cpu/*.cpp", "csrc/plan/*.cpp"),
         depends=sources("csrc/*.h", "csrc/*/*.h", "csrc/plan/*.def", "fassd_kernels/schemas.def"),
-        define_macros=macros,
+        define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET)],
         extra_compile_args={"cxx": STANDARD + SANITIZE},
         extra_link_args=SANITIZE,
         export_symbols=["fassd_kernels_checksum"] if WINDOWS else [],

@@ -65,11 +65,6 @@ bool offers_bfloat16() {
 #endif
 
 bool offers(Capability wanted) {
-#if defined(FASSD_ONLY_AVX512)
-  if (wanted != Capability::amx && wanted != Capability::avx512) {
-    return false;
-  }
-#endif
 #if defined(__x86_64__)
   // __builtin_cpu_supports also asks the operating system whether it saves the wide registers.
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");

@@ -1,4 +1,4 @@
-// Which instruction set the CPU kernels run on. FASSD_ONLY_AVX512 leaves the others out (setup.py).
+// Which instruction set the CPU kernels run on.
 
 #pragma once
 

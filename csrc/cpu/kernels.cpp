@@ -17,10 +17,6 @@ const Kernels<float>& kernels<float>() {
     case Capability::amx:
       return avx512::tile_kernels;
 #endif
-#if defined(FASSD_ONLY_AVX512)
-    default:
-      return avx512::float_kernels;
-#else
 #if defined(__x86_64__)
     case Capability::avx512:
       return avx512::float_kernels;
@@ -39,15 +35,11 @@ const Kernels<float>& kernels<float>() {
       return portable::tile_kernels;
     default:
       return portable::float_kernels;
-#endif
   }
 }
 
 template <>
 const Kernels<double>& kernels<double>() {
-#if defined(FASSD_ONLY_AVX512)
-  return avx512::double_kernels;
-#else
   switch (capability()) {
 #if defined(__x86_64__)
     case Capability::amx:
@@ -64,7 +56,6 @@ const Kernels<double>& kernels<double>() {
     default:
       return portable::double_kernels;
   }
-#endif
 }
 
 int64_t second_level_cache() {

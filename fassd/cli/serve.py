@@ -23,7 +23,6 @@ from fassd.cli.predict import build_segmenter
 from fassd.cli.terminal import escape, say
 
 if TYPE_CHECKING:
-    from fassd.inference.segmenter import Segmenter
     from fassd.serve.engine import Choice
     from fassd.serve.schemas import Catalog, Limits, ModelInfo
 
