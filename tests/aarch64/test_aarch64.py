@@ -84,7 +84,7 @@ def test_an_error_comes_back(running):
 # Mistakes, each in what one type is computed by.
 PLANTED = (
     ("multiply_impl.h", "add_product<T, o - first>", "add_product<T, (o - first) ^ 1>"),
-    ("tiles_impl.h", "weights + 4 * o + 32", "weights + 4 * o"),
+    ("tile_products_impl.h", "weights + 4 * o + 32", "weights + 4 * o"),
 )
 
 
