@@ -393,7 +393,8 @@ class Finish {
         });
       });
     } else if (!few || added || all.scaled_) {
-      write([](const Finish& part, Vector<T> v, int64_t i) { return part.finish(v, i); });
+      // [&]: without a capture it would also be a function, which GCC warns returns a wide vector.
+      write([&](const Finish& part, Vector<T> v, int64_t i) { return part.finish(v, i); });
     } else if (!all.residual_.data) {
       add_and_write([](const Finish&, Vector<T> v, int64_t) { return v; });
     } else {

@@ -47,7 +47,7 @@ def command(tmp_path: Path, root: Path, *more: str) -> dict[str, Any]:
 def test_a_row_is_trained_and_scored(tmp_path: Path, root: Path, few: None) -> None:
     short = ("--networks", "fassd_net_l2", "--steps", "1")
     (row,) = command(tmp_path, root, *short)["rows"]
-    assert [row[name] for name in camvid.Run._fields] == ["fassd_net_l2", 1, 0, "random"]
+    assert [row[name] for name in camvid.TrainingRun._fields] == ["fassd_net_l2", 1, 0, "random"]
     assert row["hours"] >= 0
     names = load_card("camvid", root).class_names
     for split in camvid.SPLITS:

@@ -101,13 +101,13 @@ def test_further_pages_are_told_of(source, tmp_path, succeed):
 def test_ctrl_c_leaves_no_result_and_the_next_run_goes_on(source, tmp_path, run_fassd, monkeypatch):
     out, done = tmp_path / "out", []
 
-    def do(step, first, last, do=steps.Step.do):
+    def do(step, first, last, do=steps.MapStep.do):
         do(step, first, last)
         done.append((step.name, first))
         if len(done) == 4:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(steps.Step, "do", do)
+    monkeypatch.setattr(steps.MapStep, "do", do)
     words = ("predict", source, "-o", out, *FUSED, "--strips", "--memory", "12MiB")
     assert run_fassd(*words).exit_code == 130
     assert [path.name for path in out.iterdir()] == [".slide_trainids.tif.strips"]
