@@ -383,24 +383,24 @@ class Finish {
     const bool few =
         kind == Activation::none || kind == Activation::relu || kind == Activation::prelu;
     const bool added = all.addend_.data != nullptr;
+    // [&]: without a capture these would also be functions, which GCC warns return wide vectors.
     if (kind == Activation::prelu && added && all.scaled_ && !all.residual_.data) {
       with_dtype<T>(all.addend_.dtype, [&](auto* type) {
         using In = std::remove_pointer_t<decltype(type)>;
-        write([](const Finish& part, Vector<T> v, int64_t i) {
+        write([&](const Finish& part, Vector<T> v, int64_t i) {
           v = prelu<T>(v + part.bias_, part.slope_) +
               part.addend_.template load<In>(i, part.channels_);
           return prelu<T>(v * part.scale_ + part.shift_, part.final_slope_);
         });
       });
     } else if (!few || added || all.scaled_) {
-      // [&]: without a capture it would also be a function, which GCC warns returns a wide vector.
       write([&](const Finish& part, Vector<T> v, int64_t i) { return part.finish(v, i); });
     } else if (!all.residual_.data) {
-      add_and_write([](const Finish&, Vector<T> v, int64_t) { return v; });
+      add_and_write([&](const Finish&, Vector<T> v, int64_t) { return v; });
     } else {
       with_dtype<T>(all.residual_.dtype, [&](auto* type) {
         using In = std::remove_pointer_t<decltype(type)>;
-        add_and_write([](const Finish& part, Vector<T> v, int64_t i) {
+        add_and_write([&](const Finish& part, Vector<T> v, int64_t i) {
           return v + part.residual_.template load<In>(i, part.channels_);
         });
       });
