@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fassd.bench.costs import cuda as predict
-from fassd.bench.costs.cuda import Model, Plan
+from fassd.bench.costs.cuda import LaunchPlan, Model
 from fassd_kernels.operators import OPERATORS
 from fassd_kernels.triton import availability
 from fassd_kernels.triton.device import KNOWN
@@ -266,7 +266,7 @@ def test_a_plan_covers_the_result(arithmetic):
     dtype = torch.float16 if arithmetic == predict.HALF else torch.float32
     tf32 = arithmetic == predict.TF32
     found = conv((10, 48), 18, (100, 130), dtype=dtype, batch=2, tf32=tf32, stride=(2, 2))
-    plan = Plan(**found["blocks"][0])
+    plan = LaunchPlan(**found["blocks"][0])
     channels = 8 * plan.n_tiles
     tiles = math.ceil(50 / plan.tile_height) * math.ceil(65 / plan.tile_width)
     assert plan.blocks == 2 * tiles * math.ceil(18 / channels)
@@ -282,7 +282,7 @@ def test_a_plan_covers_the_result(arithmetic):
 def test_numbers_of_a_launch_are_those_of_its_plan(fassd_net):
     """The second convolution of the stem: 16 to 24 channels at 512x1024, 3x3."""
     launch = fassd_net.launches[1]
-    plan = Plan(**conv((16,), 24, (512, 1024))["blocks"][0])
+    plan = LaunchPlan(**conv((16,), 24, (512, 1024))["blocks"][0])
     assert (launch.blocks, launch.resident) == (plan.blocks, plan.resident)
     assert launch.waves == plan.blocks / (132 * plan.resident)
     assert launch.issued == 2 * plan.blocks * plan.products

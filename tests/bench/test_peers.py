@@ -20,7 +20,7 @@ from fassd.bench import machine, memory, onnx_runtimes, stopwatch
 from fassd.bench.candidates import BuildContext, Candidate, candidates
 from fassd.bench.jobs import Job
 from fassd.bench.results import JobResults, Result, Results
-from fassd.bench.run import Report
+from fassd.bench.run import RunReport
 from fassd.bench.run import run as run_jobs
 
 SMALL = Job("fassd_net_l2", weights="streets", size=(64, 96), repeats=3, warmup=0, memory=False)
@@ -47,7 +47,7 @@ def run(chosen, *jobs):
 
 def report_of(*comparisons):
     where = machine.environment()
-    return Report(Results(environment=where, comparisons=comparisons, peers=True))
+    return RunReport(Results(environment=where, comparisons=comparisons, peers=True))
 
 
 def printed(report, width=100):

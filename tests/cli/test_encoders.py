@@ -14,7 +14,7 @@ from fassd.cli.serve import _offered, _try_out
 from fassd.export import ExportedNetwork
 from fassd.io.images import read_image
 from fassd.models import create_model, info_of, load, normalize, preprocessing_of
-from fassd.serve.engine import Choice, Networks, label_pictures
+from fassd.serve.engine import Choice, cached, label_pictures
 from fassd.training.loop import Trainer
 from fassd.training.recipe import load_recipe
 
@@ -142,12 +142,12 @@ def test_networks_are_served_by_name(picture):
 
         return fassd.Segmenter(model, backend="reference")
 
-    networks, choice = Networks(load_it), Choice(name, "reference", "float32")
+    networks, choice = cached(load_it), Choice(name, "reference", "float32")
     assert _try_out(networks, choice, offered[name]).title == f"FASSD-Net, {ENCODER}"
     image = read_image(picture)
-    found = label_pictures(networks.get(choice), [image, image[::-1]])
+    found = label_pictures(networks(choice), [image, image[::-1]])
     for each, labels in zip((image, image[::-1]), found, strict=True):
-        assert (networks.get(choice).predict(each) == labels).mean() >= 0.999
+        assert (networks(choice).predict(each) == labels).mean() >= 0.999
 
 
 def test_a_full_name_and_an_option_say_the_same():

@@ -17,7 +17,7 @@ from fassd.io.images import write_image
 from fassd.io.palette import LabelClass, classes_of
 from fassd.models import NetworkInfo, info_of, load
 from fassd.models.info import read_info, remember
-from fassd.serve.engine import Choice, Networks
+from fassd.serve.engine import Choice, cached
 from fassd.serve.schemas import Limits, class_table
 from fassd.training.loop import Trainer
 from fassd.training.recipe import load_recipe
@@ -218,7 +218,7 @@ def test_serve_offers_each_file_with_its_classes(plants):
     assert list(offered) == ["fassd_net_l2", "fassd_net"]
     alone = _offered(None, str(plants / "best.safetensors"), None, None)
     assert list(alone.values()) == [offered["fassd_net_l2"]]
-    networks = Networks(lambda choice: build_segmenter(offered[choice.model], *choice[1:], "cpu"))
+    networks = cached(lambda choice: build_segmenter(offered[choice.model], *choice[1:], "cpu"))
     choices = [Choice(name, "auto", "float32") for name in offered]
     models = [_try_out(networks, choice, offered[choice.model]) for choice in choices]
     limits = Limits(max_bytes=1, max_pixels=1, queue=1, batch=1, timeout_s=1)
