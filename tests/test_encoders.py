@@ -39,6 +39,7 @@ timm = import_timm()
 
 ENCODERS = (
     "resnet18d",
+    "resnet34d",
     "repvgg_a0",
     "mobilenetv4_conv_small",
     "mobilenetv3_large_100",
@@ -51,8 +52,6 @@ CLASSES = (("plant", (1, 200, 3)), ("soil", (90, 60, 30)), ("pot", (200, 0, 200)
 SIZE = (64, 96)
 IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "RGB")
 every_encoder = pytest.mark.parametrize("encoder", ENCODERS)
-# Plain, with branches to merge, with layer norms.
-a_few_encoders = pytest.mark.parametrize("encoder", [SMALL, "repvgg_a0", "convnext_atto"])
 
 
 def network(encoder: str, name: str = "fassd_net", **options: Any) -> Any:
@@ -202,7 +201,7 @@ def test_without_timm_an_error_says_what_to_install(monkeypatch: pytest.MonkeyPa
 # --- weights --------------------------------------------------------------------------------------
 
 
-@a_few_encoders
+@every_encoder
 def test_a_file_tells_its_network(encoder: str, tmp_path: Path) -> None:
     path = tmp_path / "best.safetensors"
     model = network(encoder)
@@ -319,12 +318,13 @@ def test_accelerated(encoder: str) -> None:
     fast = fassd_kernels.accelerate(model)
     assert isinstance(fast, FusedNetwork) and isinstance(fast.DAPF, FusedDAPF)
     assert all(isinstance(part, FusedMDA) for part in fast.mda)
-    x = picture(65, 131, batch=2)
-    right = exact(model, x)
-    with torch.no_grad():
-        assert relative_error(fast(x), right) <= 4e-6
-        labels = fast.predict_labels(x)
-    assert (labels == right.argmax(1)).double().mean() >= 0.999
+    for size in (SIZE, (65, 131)):
+        x = picture(*size, batch=2)
+        right = exact(model, x)
+        with torch.no_grad():
+            assert relative_error(fast(x), right) <= 4e-6
+            labels = fast.predict_labels(x)
+        assert (labels == right.argmax(1)).double().mean() >= 0.999
     assert fast.state_dict().keys() == model.state_dict().keys()
 
 
@@ -350,8 +350,9 @@ def test_pictures_of_an_accelerated_network() -> None:
         own = IMAGENET.mean_levels, IMAGENET.std_levels
         labels = fast.label_pictures(torch.from_numpy(frames), *own)
     assert (labels == right).double().mean() >= 0.999
-    run = fassd_kernels.Runner(nn.Sequential(model), size=SIZE, device="cpu", batch=2)
-    assert (torch.from_numpy(run(frames)) == right).double().mean() >= 0.999
+    for wrapped in (model, nn.Sequential(model)):
+        run = fassd_kernels.Runner(wrapped, size=SIZE, device="cpu", batch=2)
+        assert (torch.from_numpy(run(frames)) == right).double().mean() >= 0.999
     for backend in ("auto", "reference"):
         found = fassd.Segmenter(model, backend=backend).predict(list(frames))
         assert (torch.from_numpy(np.stack(found)) == right).double().mean() >= 0.999
@@ -380,7 +381,7 @@ def test_dtypes() -> None:
 # --- training -------------------------------------------------------------------------------------
 
 
-@a_few_encoders
+@every_encoder
 def test_a_training_step(encoder: str) -> None:
     # Float32's rounding grows in statistics of few pixels.
     model = network(encoder).double().train()
