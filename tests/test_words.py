@@ -22,7 +22,7 @@ ROOMS = [
     "fassd_kernels",
     "build_backend",
     "csrc/*.*",
-    "csrc/cpu/[!t]*.*",
+    "csrc/cpu",
     "csrc/cuda",
     "csrc/plan",
     "docs",

@@ -257,8 +257,9 @@ Activation check_arguments(const char* op, const Tensor& input, const OptionalTe
   check_vector(op, "slope", slope, input.size(1), true);
   STD_TORCH_CHECK(activation == "none" || activation == "relu" || activation == "prelu", op,
                   ": activation is '", activation, "'; expected one of none, relu, prelu");
-  STD_TORCH_CHECK(slope.has_value() == (activation == "prelu"), op,
-                  ": 'prelu' needs slope, the others take none");
+  STD_TORCH_CHECK(slope.has_value() == (activation == "prelu"), op, ": activation is '", activation,
+                  "' and slope is ", slope ? "given" : "missing",
+                  "; 'prelu' needs slope, the others take none");
   return activation == "relu"    ? Activation::relu
          : activation == "prelu" ? Activation::prelu
                                  : Activation::none;

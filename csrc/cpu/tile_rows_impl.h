@@ -3,7 +3,7 @@
 // How a strip lies in scratch memory.
 struct TilePlan : TileLayout {
   static constexpr int64_t pixels = 16, block = 4, sums = block * pixels * outputs;
-  int64_t step;   // output pixels are so many columns apart
+  int64_t step;   // columns from an output pixel to the next
   int64_t width;  // output pixels of a strip
   int64_t slot;   // values of a row
 
@@ -18,7 +18,7 @@ struct TilePlan : TileLayout {
     slot = read(conv, width) * pitch();
   }
 
-  // Columns that so many output pixels read.
+  // Columns that `count` output pixels read.
   template <typename T>
   int64_t read(const Conv<T>& conv, int64_t count) const {
     return (count - 1) * step + (columns - 1) * conv.dilation_w + 1;
@@ -49,7 +49,7 @@ class TileRow {
         left_(x0 * conv.stride_w - conv.kernel_w / 2 * conv.dilation_w),
         step_(plan.taps > 1 ? conv.stride_w : 1) {}
 
-  // What so many output pixels read. Columns of which some taps lie outside the image are at the
+  // What `pixels` output pixels read. Columns of which some taps lie outside the image are at the
   // ends.
   void load(int64_t pixels, uint16_t* to) const {
     const int64_t count = plan_.read(conv_, pixels), width = conv_.inputs[0].width;

@@ -132,7 +132,7 @@ class TileStrip {
     }
   }
 
-  // Writes the outputs of up to so many 16 pixels whose sums are pending.
+  // Writes the outputs of up to `rows` times 16 pixels whose sums are pending.
   void finish(int64_t rows) {
     for (; rows > 0 && pending_.done < pending_.rows; rows--, pending_.done++) {
       with_dtype<T>(conv_.out.dtype, [&](auto* type) {

@@ -202,8 +202,8 @@ Tensor upsample_backward(const Tensor& gradient, const Integers& size) {
                   "upsample_backward: gradient has shape ", shape_name(gradient),
                   "; expected a floating image N x C x H x W, not empty, channels_last");
   check_storage("upsample_backward", "gradient", gradient);
-  STD_TORCH_CHECK(size.size() == 2 && size[0] >= 1 && size[1] >= 1,
-                  "upsample_backward: size must be (height, width), each at least 1");
+  STD_TORCH_CHECK(size.size() == 2 && size[0] >= 1 && size[1] >= 1, "upsample_backward: size is ",
+                  list_name(size), "; expected (height, width), each at least 1");
   return result_of(
       {gradient.size(0), gradient.size(1), size[0], size[1]}, gradient.scalar_type(),
       [&](auto type, Tensor& out) { run_upsample_backward<decltype(type)>(gradient, out); });

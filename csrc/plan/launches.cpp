@@ -195,7 +195,8 @@ Call::Call(ScalarType dtype, const Integers& gpu, bool allow_tf32)
                 : dtype == ScalarType::Float ? 4
                                              : 2),
       arithmetic_(arithmetic_of(itemsize_ > 2, allow_tf32, limits_)) {
-  STD_TORCH_CHECK(dtype != ScalarType::Double, "the cuda backend does not take float64");
+  STD_TORCH_CHECK(dtype != ScalarType::Double,
+                  "the cuda backend takes float32, float16 and bfloat16, not torch.float64");
 }
 
 int64_t Call::image(const ImageSize& size) const {
