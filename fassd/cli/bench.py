@@ -83,7 +83,7 @@ Only = Annotated[
     str | None,
     typer.Option(
         metavar="NAME,...",
-        help="Measure these alone, of eager, channels_last, amp, inductor, compile, "
+        help="Measure only these, of eager, channels_last, amp, inductor, compile, "
         "max_autotune, onnxruntime, openvino, openvino_bf16, tensorrt, ours.",
     ),
 ]
@@ -377,7 +377,7 @@ def compare(
         Path, typer.Argument(metavar="BASELINE", help="File that run or peers wrote with --json.")
     ],
     tolerance: Annotated[
-        float, typer.Option(min=0, max=99, metavar="PERCENT", help="Change that is no alarm.")
+        float, typer.Option(min=0, max=99, metavar="PERCENT", help="Slowdown that does not fail.")
     ] = 3.0,
     repeats: Annotated[
         int | None,

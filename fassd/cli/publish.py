@@ -15,15 +15,18 @@ from fassd.io.files import check_folder
 @app.command()
 def publish(
     weights: Annotated[
-        Path, typer.Argument(help="best.safetensors or last.safetensors, in the run's folder.")
+        Path,
+        typer.Argument(
+            metavar="WEIGHTS", help="best.safetensors or last.safetensors, in the run's folder."
+        ),
     ],
-    repository: Annotated[str, typer.Argument(help="OWNER/NAME.")],
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository.")],
     license_: Annotated[
         str | None,
         typer.Option("--license", metavar="NAME", help="Licence of the weights, as in cc-by-4.0."),
     ] = None,
     private: Annotated[
-        bool, typer.Option("--private", help="A new repository is yours alone.")
+        bool, typer.Option("--private", help="Make a new repository private.")
     ] = False,
     output: Annotated[
         Path | None,
@@ -35,7 +38,8 @@ def publish(
     """Publish a network that fassd train has left, with a model card written from its run.
 
     In Python, FASSDNet.from_pretrained reads repositories and such folders. Needs
-    [cyan]pip install 'fassd-net\\[hub]'[/]; [cyan]hf auth login[/] tells who you are.
+    [cyan]pip install 'fassd-net\\[hub]'[/]; log in with
+    [cyan]hf auth login[/].
 
     [bold]Examples[/]
 
