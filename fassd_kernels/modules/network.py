@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
@@ -180,8 +180,12 @@ class FusedNetwork(FASSDNet):
             yield
             return
         outside, KNOWN.fresh = KNOWN.fresh, seen.packed
+        # Every operator would come to its kernel through autograd, which is written in Python: half
+        # a millisecond of a call.
+        below = torch._C._AutoDispatchBelowAutograd
         try:
-            yield
+            with nullcontext() if torch.is_grad_enabled() else below():
+                yield
         finally:
             KNOWN.fresh = outside
         if not seen.packed:
