@@ -26,8 +26,7 @@ using Layers = std::vector<std::unique_ptr<Layer<T>>>;
 
 // Rows of every layer that are computed in turn, so that what one writes and the next ones read
 // stays in the second level of the cache; 0 where all fits there, or threads would share too few
-// rows. Convolutions by other
-// methods than products of tiles take longer than memory does.
+// rows. Convolutions by other methods than products of tiles take longer than memory does.
 template <typename T>
 int64_t rows_of_wave(const Layers<T>& layers, int64_t height, int64_t threads) {
   int64_t bytes = 0;  // of a row of all
