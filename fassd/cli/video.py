@@ -193,9 +193,7 @@ def one_file(output: Path, found: Sequence[PictureFile | Video]) -> bool:
     return True
 
 
-def check_used(
-    found: Sequence[PictureFile | Video], settings: ResultOptions, single: bool
-) -> None:
+def check_used(found: Sequence[PictureFile | Video], settings: ResultOptions, single: bool) -> None:
     """Check that no option is for sources that are not there.
 
     Args:
