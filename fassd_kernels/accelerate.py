@@ -28,7 +28,7 @@ from fassd_kernels.modules import (
     FusedNetwork,
 )
 from fassd_kernels.modules.fused import transforming
-from fassd_kernels.modules.network import OUTPUTS, Output
+from fassd_kernels.modules.network import OUTPUTS, RECORDED, Output
 from fassd_kernels.modules.parts import is_as_written, is_ours
 from fassd_kernels.modules.snapshot import replaced_forward
 from fassd_kernels.reference.conv_act import channels_last
@@ -146,7 +146,7 @@ def check_output(model: nn.Module, output: str, measure: str) -> None:
         if not is_network(model):
             name = type(model).__name__
             raise TypeError(
-                f"output={output!r} needs a fassd.models.FASSDNet itself, whose forward is its "
+                f"output={output!r} needs a fassd.models.FASSDNet itself, whose methods are its "
                 f"class's; model is a {name}"
             )
         classes: Any = model.num_classes
@@ -159,8 +159,10 @@ def check_output(model: nn.Module, output: str, measure: str) -> None:
 
 def is_network(module: nn.Module) -> bool:
     """True if a module is a FASSDNet that computes what its class does."""
-    known = type(module) in (FASSDNet, FusedNetwork) and is_as_written(FASSDNet)
-    return known and not replaced_forward(module)
+    if type(module) not in (FASSDNet, FusedNetwork) or replaced_forward(module):
+        return False
+    written = all(is_as_written(FASSDNet, name) for name in ("forward", *RECORDED))
+    return written and not any(name in module.__dict__ for name in RECORDED)
 
 
 def swap(module: nn.Module, backend: str, done: dict[nn.Module, nn.Module | None]) -> nn.Module:

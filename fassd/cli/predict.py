@@ -19,7 +19,7 @@ from fassd.cli.memory import bounded_memory
 from fassd.cli.options import NetworkOptions, Size, parse_size, with_groups
 from fassd.cli.strips import StripBatch, StripOptions
 from fassd.cli.terminal import console, escape, escape_lines, plain_table, say, tell_results
-from fassd.cli.video import ResultOptions, one_file, prepare_videos, video_table
+from fassd.cli.video import ResultOptions, check_used, one_file, prepare_videos, video_table
 from fassd.io.files import check_file, check_folder
 
 if TYPE_CHECKING:
@@ -159,6 +159,7 @@ def predict(
         "probabilities": results.probabilities,
     }
     strips.check(found, output, others)
+    check_used(found, results, single)
     check_file(output) if single else check_folder(output)
     # Pillow's own limit is twice this number.
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, (results.max_pixels + 1) // 2)

@@ -244,7 +244,12 @@ def _cards(output: Path, data: list[str], roots: list[Path], resume: bool) -> li
     if data:
         return [load_card(*entry) for entry in zip(data, _placed(data, roots), strict=True)]
     file = output / DATA
-    if not resume or not file.is_file():
+    if resume and not file.is_file():
+        raise ValueError(
+            f"--resume continues the run in {output}, but there is no {file}: give the folder of a "
+            "run, or --data if that file was lost"
+        )
+    if not resume:
         raise ValueError("--data is needed: a folder, a card's file, or a shipped card's name")
     try:
         entries = _noted(read_yaml(read_text(file)))

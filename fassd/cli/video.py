@@ -193,6 +193,37 @@ def one_file(output: Path, found: Sequence[PictureFile | Video]) -> bool:
     return True
 
 
+def check_used(found: Sequence[PictureFile | Video], settings: ResultOptions, single: bool) -> None:
+    """Check that no option is for sources that are not there.
+
+    Args:
+        found: sources.
+        settings: the options.
+        single: True if one file is written, and not a folder.
+
+    Raises:
+        ValueError: one is.
+    """
+    from fassd.io.find import Video
+
+    videos = sum(isinstance(each, Video) for each in found)
+    if not videos and not single and settings.view != "overlay":
+        raise ValueError(
+            f"--view {settings.view} is for videos and for one picture that --output names; in a "
+            "folder each picture gets its labels, overlay and class indices: leave --view out"
+        )
+    no_videos, no_pictures = videos == 0, videos == len(found)
+    for name, missing, what in (
+        ("limit", no_videos, "videos"),
+        ("fps", no_videos, "videos"),
+        ("label_ids", no_pictures, "pictures"),
+        ("probabilities", no_pictures, "pictures"),
+    ):
+        if missing and getattr(settings, name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option} is for {what}, and no source is one: leave it out")
+
+
 def prepare_videos(
     found: Sequence[PictureFile | Video], settings: ResultOptions, suffix: str
 ) -> None:

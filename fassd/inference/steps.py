@@ -200,8 +200,8 @@ def check_memory(steps: Sequence[MapStep], memory: int) -> None:
         least = step.least_values() * _itemsize(step)
         if least > memory:
             raise ValueError(
-                f"memory of {memory / 1e6:,.0f} MB is not enough for a strip: the smallest one of "
-                f"{step.name}, {step.least_rows()} rows of its input, takes {least / 1e6:,.0f} MB"
+                f"memory of {memory:,.0f} bytes is not enough for a strip: the smallest one of "
+                f"{step.name}, {step.least_rows()} rows of its input, takes {least:,.0f} bytes"
             )
 
 

@@ -116,7 +116,7 @@ def create_app(
     )
     app.add_middleware(Guard, hosts=hosts, places=REQUESTS)
     app.add_middleware(Observer, metrics=metrics)
-    _tell_failures(app, engine, metrics)
+    _tell_failures(app, catalog, engine, metrics)
     _add_status(app, catalog, engine, metrics)
     _add_segment(app, catalog, _RequestHandler(catalog, engine, metrics))
     add_page(app)
@@ -309,7 +309,7 @@ async def _gone(request: Request) -> None:
         pass
 
 
-def _tell_failures(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
+def _tell_failures(app: FastAPI, catalog: Catalog, engine: Engine, metrics: Metrics) -> None:
     """Turn exceptions into answers of one line."""
 
     def answer(status: int, detail: str, **headers: str) -> JSONResponse:
@@ -320,7 +320,10 @@ def _tell_failures(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
         return answer(error.status, error.message, **headers)
 
     async def invalid(_: Request, error: RequestValidationError) -> Response:
-        found = (complaint(each, skip=1) for each in error.errors()[:PROBLEMS])
+        told = error.errors()[:PROBLEMS]
+        found = [complaint(each, skip=1) for each in told]
+        if any(each["type"] == "extra_forbidden" for each in told):
+            found.append(f"accepted are {', '.join(options_model(catalog).model_fields)}")
         return answer(422, "; ".join(found))
 
     async def unsuitable(_: Request, error: UnsuitableError) -> Response:

@@ -168,7 +168,8 @@ class RunLogs:
     reports an OSError instead of raising it, and is True if there was none.
 
     `class_names` holds the class names of each data set that is validated on. Rows logged after
-    `step`, the last step that the run has done, are removed.
+    `step`, the last step that the run has done, are removed, and if its validation is `pending`,
+    those of its scores: a run that was killed may have written some.
     """
 
     def __init__(
@@ -177,6 +178,7 @@ class RunLogs:
         step: int,
         class_names: Sequence[Sequence[str]],
         guarded: Callable[..., bool],
+        pending: bool = False,
     ) -> None:
         self.folder = folder
         self.guarded = guarded
@@ -184,7 +186,8 @@ class RunLogs:
         self.scores = []
         for number, names in enumerate(class_names, start=1):
             columns = ["step", "miou", "pixel_accuracy", *(f"iou/{name}" for name in names)]
-            self.scores.append(CSVLog(folder / f"val{_of_data(number)}.csv", columns, step))
+            path = folder / f"val{_of_data(number)}.csv"
+            self.scores.append(CSVLog(path, columns, step - pending))
         self.board = open_board(folder / "tensorboard", step)
 
     def write_steps(

@@ -329,7 +329,7 @@ class Trainer:
         addresses = [card.address for card in self.space.cards]
         files.describe_run(self.folder, self.recipe, self.changes, addresses)
         names = [dataset.card.class_names for dataset in self.val_sets]
-        logs = RunLogs(self.folder, self.step, names, self._guarded)
+        logs = RunLogs(self.folder, self.step, names, self._guarded, self.validation_pending)
         stack.callback(logs.close)
         return logs
 

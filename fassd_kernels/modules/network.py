@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
+from operator import attrgetter
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -17,7 +19,7 @@ from fassd.models.network import FASSDNet
 from fassd.models.preprocess import preprocessing_of
 from fassd_kernels import ops
 from fassd_kernels.autocast import convert
-from fassd_kernels.backends import AUTO, choose, meant
+from fassd_kernels.backends import AUTO, choose, constant_result, meant
 from fassd_kernels.checks import MAX_LABELS
 from fassd_kernels.graphs.recorded import Recordings, outline, outlined, recorded
 from fassd_kernels.graphs.steps import resized
@@ -31,6 +33,8 @@ from fassd_kernels.reference.upsample import Measure, confident_labels
 
 Output = Literal["logits", "labels", "labels+confidence"]
 OUTPUTS = get_args(Output)
+RECORDED = ("_scores", "encode", "ends", "encode_part", "refine")
+"""Methods of FASSDNet that are recorded, and those that they call."""
 
 
 @dataclass(eq=False)
@@ -51,7 +55,8 @@ class FusedNetwork(FASSDNet):
     in which these are fused: an encoder 1x1 with the average pooling after it; a decoder 1x1 with
     the upsampling and concatenation before it (its low-resolution part is convolved before it is
     upsampled). The last upsampling is fused with the argmax. If a module of a pair carries a hook,
-    or was replaced by another kind, the pair runs as two modules. In training mode everything is
+    or was replaced by another kind, the pair runs as two modules; if one of FASSDNet's methods was
+    replaced or overridden, everything runs module by module. In training mode everything is
     the reference's, on a CPU with the operators of :mod:`fassd_kernels.modules.training`. An
     encoder of timm becomes :class:`fassd_kernels.graphs.captured.Captured` in `accelerate`.
 
@@ -163,7 +168,7 @@ class FusedNetwork(FASSDNet):
                 scores = None if x is None else self._scores(x, 1)
             if scores is not None:
                 return self.labels_of(scores, size, measure)
-        dtype = self.finalConv.weight.dtype
+        dtype = self.dtype
         backend = choose(self.backend, pictures.device, "normalize", dtype=dtype)
         function = ops.operator("normalize", backend)
         return self.predict_labels(function(pictures, mean=mean, std=std, dtype=dtype), measure)
@@ -211,8 +216,14 @@ class FusedNetwork(FASSDNet):
         return {**self.__dict__, "_seen": None}
 
     def cast(self, x: Tensor) -> Tensor:
-        dtype = self.finalConv.weight.dtype
-        return convert(x, dtype, type(self).__name__, "the input") if self.casts_input else x
+        if not self.casts_input:
+            return x
+        return convert(x, self.dtype, type(self).__name__, "the input")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the head's weights, whatever the head; of all weights where it has none."""
+        return next(chain(self.finalConv.parameters(), self.parameters())).dtype
 
     def run(
         self, name: str, x: Tensor, size: tuple[int, int], rows: Rows | None = None, **own: Any
@@ -251,21 +262,33 @@ class FusedNetwork(FASSDNet):
         """Call a method of FASSDNet, in eval mode with its modules fused with each other."""
         inputs = {name: x for name, x in arguments.items() if not isinstance(x, int | None)}
         result: Tensor
-        if runs_as_written(self, *inputs.values()):
+        if runs_as_written(self, *inputs.values()) or not has_own_methods(self):
             result = getattr(super(), method)(**arguments)
             return result
         fixed = tuple([pair for pair in arguments.items() if pair[0] not in inputs])
         seen = None if is_traced() else self._seen
         known = seen.names if seen and KNOWN.fresh is seen.packed else {}
-        key = (method, fixed)
+        others = (("skip_layers", self.skip_layers),)
+        key = (method, fixed, others)
         if key not in known:
-            others = (("skip_layers", self.skip_layers),)
             known[key] = recorded(FASSDNet, method, outline(self), others, fixed)
         result = getattr(Recordings, known[key])(self, **inputs)
         return result
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, output={self.output}"
+
+
+METHODS = attrgetter(*RECORDED)
+WRITTEN = METHODS(FASSDNet), METHODS(FusedNetwork)
+
+
+@constant_result
+def has_own_methods(network: FusedNetwork) -> bool:
+    """True if the network computes by the methods that are recorded, and by no others."""
+    return (METHODS(FASSDNet), METHODS(type(network))) == WRITTEN and not any(
+        name in network.__dict__ for name in RECORDED
+    )
 
 
 def labels_of(logits: Tensor, measure: Measure | None = None, temperature: float = 1.0) -> Tensor:

@@ -179,7 +179,9 @@ def test_masks_of_another_card_are_named_and_leave_no_run_behind(tmp_path, succe
 
 
 def test_data_is_asked_for(tmp_path, refusal):
-    assert "--data is needed" in refusal("train", "-o", tmp_path / "run", "-p", "demo")
+    run = tmp_path / "run"
+    assert "--data is needed" in refusal("train", "-o", run, "-p", "demo")
+    assert f"continues the run in {run}, but there is no" in refusal("train", "-o", run, "--resume")
 
 
 def test_nothing_is_overwritten(tmp_path, refusal, data):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -12,8 +13,11 @@ from kernels.conftest import exact, network, relative_error
 from kernels.conftest import random_picture as picture
 from torch import nn
 
+from fassd.models import FASSDNet
+from fassd.models.preprocess import MEAN, STD
 from fassd_kernels import accelerate
 from fassd_kernels.graphs import recorded
+from fassd_kernels.modules import FusedNetwork
 
 LEVEL = ["upsample_conv1x1", "mda", "hardblock"]
 
@@ -90,3 +94,80 @@ def test_a_decoder_of_other_layers(operator_calls: list[str]) -> None:
     with torch.no_grad():
         assert relative_error(fast(x), exact(model, x)) <= 2e-6
     assert operator_calls.count("upsample_conv1x1") == 2
+
+
+def half_as_much(fast: Any, name: str) -> None:
+    """A method of one network that is not its class's."""
+
+    def halved(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        found = getattr(type(self), name)(self, *arguments, **keywords)
+        return [x * 0.5 for x in found] if isinstance(found, list) else found * 0.5
+
+    setattr(fast, name, MethodType(halved, fast))
+
+
+@pytest.mark.parametrize("name", ["encode", "encode_part", "refine", "_scores"])
+@pytest.mark.parametrize("early", [True, False])
+def test_a_method_that_was_replaced_is_called(name: str, early: bool) -> None:
+    model, x = network("fassd_net_l2"), picture(70, 90)
+    with torch.no_grad():
+        fast = accelerate(model)
+        before = fast(x)
+        half_as_much(model, name)
+        if early:
+            fast = accelerate(model)
+        else:
+            half_as_much(fast, name)
+        right = exact(model, x)
+        assert relative_error(fast(x), right) <= 2e-6
+    assert relative_error(before, right) > 1e-3, "nothing changes: a poor test"
+
+
+def test_a_method_that_is_overridden_is_called() -> None:
+    class Own(FusedNetwork):
+        def refine(self, *arguments: Any, **keywords: Any) -> Any:
+            return super().refine(*arguments, **keywords) * 0.5
+
+    model, x = network("fassd_net_l2"), picture(70, 90)
+    with torch.no_grad():
+        fast = accelerate(model)
+        fast(x)
+        fast.__class__ = Own
+        half_as_much(model, "refine")
+        assert relative_error(fast(x), exact(model, x)) <= 2e-6
+
+
+def test_a_method_put_into_the_class_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = network("fassd_net_l2"), picture(70, 90)
+    written = FASSDNet.refine
+    with torch.no_grad():
+        fast = accelerate(model)
+        fast(x)
+        monkeypatch.setattr(FASSDNet, "refine", lambda *a, **k: written(*a, **k) * 0.5)
+        right = exact(model, x)
+        assert relative_error(fast(x), right) <= 2e-6
+        assert relative_error(accelerate(model)(x), right) <= 2e-6
+
+
+HEADS: list[Callable[[Any], nn.Module]] = [
+    lambda head: nn.Sequential(nn.Dropout2d(), head),
+    lambda head: nn.Identity(),
+    lambda head: nn.Conv2d(head.in_channels, 7, 3, padding=1, bias=False),
+]
+
+
+@pytest.mark.parametrize("make", HEADS, ids=["sequential", "identity", "3x3"])
+@pytest.mark.parametrize("dtype", [None, torch.float64])
+def test_another_head(make: Callable[[Any], nn.Module], dtype: torch.dtype | None) -> None:
+    """Put in before or after the network was accelerated."""
+    model, x = network("fassd_net_l2"), picture(70, 90)
+    late = accelerate(model, dtype)
+    model.finalConv = make(model.finalConv).eval()
+    late.finalConv = copy.deepcopy(model.finalConv).to(dtype or torch.float32)
+    pixels = torch.randint(0, 256, (1, 70, 90, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        right = exact(model, x)
+        for fast in (accelerate(model, dtype), late):
+            assert relative_error(fast(x), right) <= 2e-6
+            assert fast.predict_labels(x).shape == (1, 70, 90)
+            assert fast.label_pictures(pixels, MEAN, STD).shape == (1, 70, 90)

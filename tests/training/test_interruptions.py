@@ -75,6 +75,23 @@ def test_ctrl_c_in_a_validation_leaves_it_for_later(whole, card, tmp_path):
     same_run(whole[0], tmp_path)
 
 
+def test_a_run_killed_after_a_validation_repeats_it_and_its_scores_stand_once(
+    whole, card, tmp_path
+):
+    """Scores are written before the checkpoint that knows of them."""
+    trainer = Trainer(small_recipe(), card, tmp_path, reporter=(recorder := Recorder()))
+
+    def validated(*_):
+        raise KeyboardInterrupt  # as SIGKILL, it saves nothing
+
+    recorder.validated = validated
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert len(rows(tmp_path / "val.csv")) == 1
+    resume(card, tmp_path)
+    same_run(whole[0], tmp_path)
+
+
 def test_a_stop_in_the_last_validation_leaves_it_for_later(card, tmp_path, monkeypatch):
     recipe = small_recipe(steps=2, val_every=0, val_pictures=1, accelerate=False)
     trainer = Trainer(recipe, card, tmp_path)
