@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import json
 from collections.abc import Iterator
@@ -54,11 +55,15 @@ IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "RGB")
 every_encoder = pytest.mark.parametrize("encoder", ENCODERS)
 
 
-def network(encoder: str, name: str = "fassd_net", **options: Any) -> Any:
-    """A network in eval mode whose batch norms have statistics."""
+@functools.cache
+def made(encoder: str, **options: Any) -> Any:
     torch.manual_seed(0)
-    model = create_model(name, len(CLASSES), encoder=encoder, **options)
-    return shake(model).eval()
+    return shake(create_model("fassd_net", len(CLASSES), encoder=encoder, **options)).eval()
+
+
+def network(encoder: str, **options: Any) -> Any:
+    """A network in eval mode whose batch norms have statistics."""
+    return copy.deepcopy(made(encoder, **options))
 
 
 def picture(height: int, width: int, batch: int = 1) -> Tensor:
