@@ -179,12 +179,10 @@ else
 	$(if $(filter 1,$(EVERY)),AARCH64_CALLS=$(AARCH64_CALLS) $(TRITON) tests/aarch64 -k written)
 endif
 
-# A build of its own, found before the sources; the sanitizers' runtime has to be there first. Checks
-# that are calls, not code in place, compile in two thirds of the time.
+# A build of its own, found before the sources; the sanitizers' runtime has to be there first.
 SANITIZED := build/sanitize/lib
 sanitizer: $(VENV)/.torch
-	CPPFLAGS=--param=asan-instrumentation-with-call-threshold=0 FASSD_KERNELS_SANITIZE=1 \
-	  FASSD_KERNELS_CUDA=0 $(BIN)/python setup.py --quiet build \
+	FASSD_KERNELS_SANITIZE=1 FASSD_KERNELS_CUDA=0 $(BIN)/python setup.py --quiet build \
 	  --build-base build/sanitize --build-lib $(SANITIZED)
 	grep -q __asan_init $(SANITIZED)/fassd_kernels/_C*.so
 

@@ -466,7 +466,7 @@ def test_exported(encoder: str, kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["onnx", "torch"])
 def test_pictures_of_any_size_exported(kind: str, tmp_path: Path) -> None:
     path = tmp_path / ("net.onnx" if kind == "onnx" else "net.pt2")
-    options: dict[str, Any] = {"size": None, "preprocess": True, "output": "labels"}
+    options: dict[str, Any] = {"size": None, "preprocess": True, "output": "labels+confidence"}
     # Whose labels, of random weights, tell maps that are cut too short.
     exporter = Exporter(Request("fassd_net@repvgg_a0", kind, num_classes=3, **options))
     with staged(path) as unnamed:
