@@ -56,7 +56,7 @@ test:
 	  --ignore=tests/triton_backend --ignore=tests/ptx --ignore=tests/aarch64 tests/conformance tests \
 	  --backend cpu
 	$(MAKE) $(TWO) EVERY=16 WORKERS=$(HALF) $(if $(filter Linux,$(shell uname -s)),triton) \
-	  $(if $(NVCC),ptx) isa aarch64 $(if $(ASAN),sanitize)
+	  $(if $(NVCC),ptx) aarch64 isa $(if $(ASAN),sanitize)
 	$(if $(ASAN),,@echo "make sanitize was left out: $(CXX) has no libasan.so")
 	$(if $(NVCC),,@echo "make ptx was left out: nvcc is not on this machine")
 
