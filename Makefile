@@ -43,20 +43,20 @@ SOURCES := setup.py pyproject.toml constraints.txt $(wildcard build_backend/*.py
 CXX_SOURCES := $(wildcard examples/cpp/*.cpp scripts/*/*.cpp csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp \
   csrc/*/*.cu csrc/*/*.cuh tests/aarch64/*.h tests/aarch64/*.cpp)
 
-.PHONY: demo test triton ptx ptx-count ptx-calibrate ptx-networks cuda-architectures oldest-torch wheels isa aarch64 sanitize sanitizer score slow lint docs format hub-kernels gpu-report gpu-carry clean
+.PHONY: demo test triton executor ptx ptx-count ptx-calibrate ptx-networks cuda-architectures oldest-torch wheels isa aarch64 sanitize sanitizer score slow lint docs format hub-kernels gpu-report gpu-carry clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fassd demo -o demo
 
-# pip would compile 20,000 files to bytecode, one after the other, most of them never imported.
-test: LATER := --no-compile
-test: $(VENV)/.developing
-	$(MAKE) $(TWO) lint docs $(if $(ASAN),sanitizer)
+# pip, which keeps one core busy, would compile 20,000 files to bytecode, most of them never imported.
+# On the other core, what does not wait for all that it installs is compiled.
+test:
+	$(MAKE) $(TWO) LATER=--no-compile $(if $(NVCC),executor) lint docs $(if $(ASAN),sanitizer)
 	$(PYTEST) $(CORES) --dist loadfile --no-loadscope-reorder --durations=20 \
 	  --ignore=tests/triton_backend --ignore=tests/ptx --ignore=tests/aarch64 tests/conformance tests \
 	  --backend cpu
 	$(MAKE) $(TWO) EVERY=16 WORKERS=$(HALF) $(if $(filter Linux,$(shell uname -s)),triton) \
-	  $(if $(NVCC),ptx) isa aarch64 $(if $(ASAN),sanitize)
+	  $(if $(NVCC),ptx) aarch64 isa $(if $(ASAN),sanitize)
 	$(if $(ASAN),,@echo "make sanitize was left out: $(CXX) has no libasan.so")
 	$(if $(NVCC),,@echo "make ptx was left out: nvcc is not on this machine")
 
@@ -97,6 +97,9 @@ EXECUTED_CUDA = LD_PRELOAD=$$($(PTX)) PTX_SETTINGS="$(1)" FASSD_KERNELS_DEPENDEN
 ORDERED = $(if $(filter 1,$(EVERY)),,-k "test_cuda or test_table or test_layouts or test_drawn")
 EXECUTED_TRITON = PTX_BACKEND=triton PTX_SETTINGS="$(RANDOM)" $(EXECUTED) --backend triton \
   --every $(if $(filter 1,$(EVERY)),1,80)
+executor:
+	PYTHONPATH=tests $(PYTHON) -m ptx.build
+
 ptx: $(VENV)/.developing
 	$(if $(filter 1,$(EVERY)),FASSD_TEST_PTX=all) $(TRITON) tests/ptx
 	$(EXECUTED_TRITON) -k "test_table and bfloat16"
@@ -178,12 +181,12 @@ endif
 
 # A build of its own, found before the sources; the sanitizers' runtime has to be there first.
 SANITIZED := build/sanitize/lib
-sanitizer: $(VENV)/.developing
+sanitizer: $(VENV)/.torch
 	FASSD_KERNELS_SANITIZE=1 FASSD_KERNELS_CUDA=0 $(BIN)/python setup.py --quiet build \
 	  --build-base build/sanitize --build-lib $(SANITIZED)
 	grep -q __asan_init $(SANITIZED)/fassd_kernels/_C*.so
 
-sanitize: sanitizer
+sanitize: sanitizer $(VENV)/.developing
 	LD_PRELOAD="$(ASAN) $(UBSAN)" \
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	  UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
@@ -227,9 +230,10 @@ CARRIED := pytest-reportlog pytest-timeout
 gpu-carry: $(VENV)/.torch
 	$(PIP) install --quiet -c constraints.txt --no-deps --upgrade --target build/carry $(CARRIED)
 
+# PyTorch, and what compiles against it.
 $(VENV)/.torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet $(LATER) -c constraints.txt torch
+	$(PIP) install --quiet $(LATER) -c constraints.txt torch ninja "setuptools>=77.0.3"
 	touch $@
 
 # Editable, so that in this folder Python sees one package, the sources as they stand with the

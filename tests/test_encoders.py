@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import json
 from collections.abc import Iterator
@@ -54,11 +55,15 @@ IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "RGB")
 every_encoder = pytest.mark.parametrize("encoder", ENCODERS)
 
 
-def network(encoder: str, name: str = "fassd_net", **options: Any) -> Any:
-    """A network in eval mode whose batch norms have statistics."""
+@functools.cache
+def made(encoder: str, **options: Any) -> Any:
     torch.manual_seed(0)
-    model = create_model(name, len(CLASSES), encoder=encoder, **options)
-    return shake(model).eval()
+    return shake(create_model("fassd_net", len(CLASSES), encoder=encoder, **options)).eval()
+
+
+def network(encoder: str, **options: Any) -> Any:
+    """A network in eval mode whose batch norms have statistics."""
+    return copy.deepcopy(made(encoder, **options))
 
 
 def picture(height: int, width: int, batch: int = 1) -> Tensor:
@@ -461,7 +466,7 @@ def test_exported(encoder: str, kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["onnx", "torch"])
 def test_pictures_of_any_size_exported(kind: str, tmp_path: Path) -> None:
     path = tmp_path / ("net.onnx" if kind == "onnx" else "net.pt2")
-    options: dict[str, Any] = {"size": None, "preprocess": True, "output": "labels"}
+    options: dict[str, Any] = {"size": None, "preprocess": True, "output": "labels+confidence"}
     # Whose labels, of random weights, tell maps that are cut too short.
     exporter = Exporter(Request("fassd_net@repvgg_a0", kind, num_classes=3, **options))
     with staged(path) as unnamed:

@@ -150,7 +150,7 @@ def test_a_runner_takes_frames_of_bands(batch):
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [
-        ("onnx", {"size": None, "preprocess": True, "output": "labels+confidence"}),
+        ("onnx", {"preprocess": True, "output": "labels+confidence"}),
         ("torch", {"backend": "auto", "preprocess": True, "output": "labels"}),
     ],
 )

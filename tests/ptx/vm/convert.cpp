@@ -68,11 +68,13 @@ const struct {
   Type to, from;
   int to_bytes, from_bytes;
   Handler run;
+  Rounding rounding = Rounding::nearest;
 } kQuick[] = {
     {Type::f32, Type::f16, 4, 2, lanes<half_to_float, float, uint16_t>},
     {Type::f16, Type::f32, 2, 4, lanes<float_to_half, uint16_t, float>},
     {Type::f32, Type::bf16, 4, 2, lanes<bfloat16_to_float, float, uint16_t>},
     {Type::bf16, Type::f32, 2, 4, lanes<float_to_bfloat16, uint16_t, float>},
+    {Type::tf32, Type::f32, 4, 4, lanes<float_to_tf32, uint32_t, float>, Rounding::away},
     {Type::s64, Type::s32, 8, 4, kPlain<int64_t, int32_t>},
     {Type::u64, Type::u32, 8, 4, kPlain<uint64_t, uint32_t>},
     {Type::u32, Type::u64, 4, 8, kPlain<uint32_t, uint64_t>},
@@ -86,7 +88,7 @@ Handler pick_conversion(Instruction& i) {
                (i.type == Type::tf32 && i.type2 != Type::f32),
            "this conversion is not supported");
   for (const auto& quick : kQuick) {
-    if (is_plain(i) && quick.to == i.type && quick.from == i.type2 &&
+    if (is_plain(i, quick.rounding) && quick.to == i.type && quick.from == i.type2 &&
         quick.to_bytes == i.to_bytes && quick.from_bytes == i.from_bytes) {
       return quick.run;
     }

@@ -46,20 +46,22 @@ void store_matrices(Warp& warp, const Instruction& i, uint32_t) {
          reinterpret_cast<const uint8_t (*)[16]>(matrices));
 }
 
-double factor(uint32_t word, int half, Type type) {
+template <Type type>
+double factor(uint32_t word, int half) {
   return decode(type == Type::tf32 ? word : word >> (16 * half) & 0xFFFF, type);
 }
 
 // A (16 x depth): registers hold rows g and g + 8 in turns.
-void load_left(Warp& warp, const uint32_t* registers, Type type, int depth, double* a) {
-  const int values = type == Type::tf32 ? 1 : 2;  // of a register
+template <Type type>
+void load_left(Warp& warp, const uint32_t* registers, int depth, double* a) {
+  constexpr int values = type == Type::tf32 ? 1 : 2;  // of a register
   for (int r = 0; r < depth / 2 / values; ++r) {
     const uint32_t* words = warp.lanes<uint32_t>(registers[r]);
     for (int lane = 0; lane < kLanes; ++lane) {
       for (int half = 0; half < values; ++half) {
         const int row = lane / 4 + 8 * (r & 1);
         const int column = values * (lane % 4) + half + 4 * values * (r >> 1);
-        a[row * depth + column] = factor(words[lane], half, type);
+        a[row * depth + column] = factor<type>(words[lane], half);
       }
     }
   }
@@ -94,13 +96,13 @@ template <int K, Type type>
 void multiply(Warp& warp, const Instruction& i, uint32_t) {
   constexpr int values = type == Type::tf32 ? 1 : 2, left = K / 2 / values, right = left / 2;
   double a[16 * K], b[K * 8], d[16 * 8];
-  load_left(warp, i.from, type, K, a);
+  load_left<type>(warp, i.from, K, a);
   for (int r = 0; r < right; ++r) {
     const uint32_t* words = warp.lanes<uint32_t>(i.from[left + r]);
     for (int lane = 0; lane < kLanes; ++lane) {
       for (int half = 0; half < values; ++half) {
         const int row = values * (lane % 4) + half + 4 * values * r;
-        b[row * 8 + lane / 4] = factor(words[lane], half, type);
+        b[row * 8 + lane / 4] = factor<type>(words[lane], half);
       }
     }
   }
@@ -172,7 +174,10 @@ void multiply_group(Warp& warp, const Instruction& i, const std::array<uint64_t,
   const auto is_set = [&](int k) { return k < i.inputs && *warp.lanes<uint32_t>(i.from[k]) != 0; };
   std::vector<double> a(16 * size_t(depth)), b(size_t(depth * n)), d(16 * size_t(n));
   if (has_left_in_registers(i)) {
-    load_left(warp, i.from, i.type, depth, a.data());
+    const auto load = i.type == Type::f16    ? load_left<Type::f16>
+                      : i.type == Type::bf16 ? load_left<Type::bf16>
+                                             : load_left<Type::tf32>;
+    load(warp, i.from, depth, a.data());
   } else {
     read_factor(warp, i, descriptors[0], is_set(next + kMajorA), first_row, 16,
                 [&](int m, int k, double x) { a[size_t((m - first_row) * depth + k)] = x; });

@@ -40,6 +40,10 @@ inline uint16_t float_to_bfloat16(float value) {
   const uint32_t bits = bits_as<uint32_t>(value);
   return std::isnan(value) ? 0x7FFF : uint16_t((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
 }
+// To nearest, of two equally near to that away from zero; infinities stay.
+inline uint32_t float_to_tf32(float value) {
+  return std::isnan(value) ? 0x7FFFE000 : (bits_as<uint32_t>(value) + 0x1000) & ~0x1FFFu;
+}
 enum class Rounding : uint8_t { nearest, zero, down, up, away };
 
 template <typename Real>

@@ -52,9 +52,9 @@ enum { kRounding, kFlush, kSaturate, kRelu, kFinite };
 inline Rounding rounding_of(const Instruction& i) {
   return Rounding(i.choices[kRounding] == 0 ? 0 : (i.choices[kRounding] - 1) % 5);
 }
-// Whether nothing but rounding to nearest is asked for.
-inline bool is_plain(const Instruction& i) {
-  return i.choices[kRounding] < 2 &&
+// Whether nothing but a rounding, of the float, is asked for.
+inline bool is_plain(const Instruction& i, Rounding rounding = Rounding::nearest) {
+  return i.choices[kRounding] < 6 && rounding_of(i) == rounding &&
          std::count(i.choices + kFlush, i.choices + kFinite + 1, 0) == 4;
 }
 template <typename Real>
