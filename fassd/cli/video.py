@@ -309,7 +309,7 @@ def _tell(video: Video, output: Path, summary: Summary) -> None:
     trouble = summary.trouble
     notes = list(trouble.notes)
     if trouble.skipped:
-        notes.append(f"{trouble.skipped} damaged frames were skipped")
+        notes.append(f"damaged frames skipped: {trouble.skipped}")
     if trouble.resized:
         height, width = summary.size
         notes.append(f"{trouble.resized} frames of another size became {height}x{width}")

@@ -76,14 +76,14 @@ def norm_act(x: Tensor, norm: nn.Module, activation: Activation) -> Tensor:
     return y
 
 
-class Form(NamedTuple):
+class FusibleActivation(NamedTuple):
     """An activation in the operator's terms."""
 
     name: str
     slope: Tensor | None = None
 
 
-def fusible(x: Tensor, norm: nn.Module, activation: Activation) -> Form | None:
+def fusible(x: Tensor, norm: nn.Module, activation: Activation) -> FusibleActivation | None:
     """The activation of a pair that the operator computes; None for other pairs."""
     if type(x) is not Tensor or not x.is_cpu or x.dtype not in FLOATING or x.dim() != 4:
         return None
@@ -100,17 +100,17 @@ def fusible(x: Tensor, norm: nn.Module, activation: Activation) -> Form | None:
     ):
         return None
     if activation == "relu":
-        return Form("relu")
+        return FusibleActivation("relu")
     if is_watched(activation):
         return None
     if type(activation) is nn.ReLU:
-        return Form("relu")
+        return FusibleActivation("relu")
     if type(activation) is not nn.PReLU or len(activation.weight) not in (1, norm.num_features):
         return None
     # Under autocast, PReLU returns its own type; otherwise slopes must have the image's.
     cast = autocasts("cpu") and x.dtype != torch.float64
     dtype = torch.get_autocast_dtype("cpu") if cast else activation.weight.dtype
-    return Form("prelu", activation.weight) if dtype == x.dtype else None
+    return FusibleActivation("prelu", activation.weight) if dtype == x.dtype else None
 
 
 LAYOUTS = (torch.channels_last, torch.contiguous_format)
