@@ -263,11 +263,16 @@ class Ahead {
     }
   }
 
-  // Pixels [first, last) of row y of the output.
+  // Pixels [first, last) of row y of the output, and of a residual that lies elsewhere.
   template <typename T>
   void write(const Conv<T>& conv, int64_t n, int64_t y, int64_t first, int64_t last) {
     add(conv.out.data, conv.out.dtype, conv.out.offset(n, y, first),
         (last - 1 - first) * conv.out.stride_w + conv.out_channels);
+    const Image* const residual = conv.epilogue.residual;
+    if (residual && residual->data != conv.out.data) {
+      add(residual->data, residual->dtype, residual->offset(n, y) + first * residual->stride_w,
+          (last - 1 - first) * residual->stride_w + conv.out_channels);
+    }
   }
 
   // Spreads the prefetches of all lines over that many calls of `step`.

@@ -286,7 +286,7 @@ class WinogradStrip {
           for (int r = 0; r < reach; r++) {
             T* const target = to[r] + k * value + i * to_step;
             store_vector(target, result[r]);
-            __builtin_prefetch(target + lanes<T>, 1);  // the next vector's (163 cycles to 138)
+            __builtin_prefetch(target + lanes<T>, 1);  // for the next vector, in time
           }
         }
       }
