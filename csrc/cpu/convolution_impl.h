@@ -2,7 +2,10 @@
 
 template <typename T>
 int64_t conv_scratch(const Conv<T>& conv) {
-  const int64_t directly = direct_scratch(conv);
+  int64_t directly = 0;
+  for (const Conv<T>* each = &conv; each; each = each->next) {
+    directly = larger(directly, direct_scratch(*each));
+  }
   switch (conv.method) {
     case Method::winograd2:
       return directly + WinogradPlan<T, 2>(conv).total();

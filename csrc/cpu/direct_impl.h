@@ -159,13 +159,13 @@ class DirectStrip {
     rows_.look_ahead(ahead_, part_, y, x0_, pixels_, plan_.width);
     ahead_.spread(ceil_div(conv_.out_channels, int64_t(tile_outputs)) *
                   ceil_div(pixels_, int64_t(tile_pixels<T>)));
-    const int64_t rows = conv_.kernel_h * conv_.kernel_w * conv_.in_channels;
+    const int64_t rows = conv_.kernel_h * conv_.kernel_w * conv_.weight_channels;
     for_output_blocks(conv_.out_channels, [&](int64_t first, int64_t outputs) {
       for (int64_t x = 0; x < pixels_; x += tile_pixels<T>) {
         ahead_.step();
         Tap<T> here[most_side * most_side];
         for (int64_t t = 0; t < count_; t++) {
-          here[t] = {taps_[t].planes + x, taps_[t].index};
+          here[t] = {taps_[t].planes + x, taps_[t].row};
         }
         multiply(here, outputs, pixels_ - x > lanes<T> ? 2 : 1, weights_ + first * rows,
                  sums_ + first * plan_.width + x);
@@ -209,8 +209,9 @@ class DirectStrip {
       for (int64_t tap_w = 0; tap_w < conv_.kernel_w; tap_w++) {
         if (seen_[tap_w]) {
           const int64_t run = plan_.run_of_tap[tap_w] * plan_.run_values(conv_);
+          const int64_t tap = tap_h * conv_.kernel_w + tap_w;
           taps_[count_++] = {planes + run + plan_.start_of_tap[tap_w],
-                             tap_h * conv_.kernel_w + tap_w};
+                             tap * conv_.weight_channels + conv_.first_channel};
         }
       }
     }

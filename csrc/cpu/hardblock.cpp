@@ -7,13 +7,18 @@ namespace {
 template <typename T>
 struct Layer {
   std::vector<Image> sources;
+  const Image result;
   Weights<T> weights;
   ChannelVector<T> bias;
   Conv<T> conv;
+  Conv<T> of_input;  // the block's input's share of the sums, where that is computed before
 
   Layer(std::vector<Image> read, const Tensor& weight, const Tensor& bias_vector,
-        const OptionalTensor& packed, const Destination& out)
-      : sources(std::move(read)), weights("hardblock", weight, packed), bias(bias_vector) {
+        const OptionalTensor& packed, const Image& written, const Destination& out)
+      : sources(std::move(read)),
+        result(written),
+        weights("hardblock", weight, packed),
+        bias(bias_vector) {
     conv = weights.convolution(sources.data(), sources.size(), sources[0].height, sources[0].width);
     conv.epilogue.bias = bias.data();
     conv.epilogue.activation = Activation::relu;
@@ -23,6 +28,37 @@ struct Layer {
 
 template <typename T>
 using Layers = std::vector<std::unique_ptr<Layer<T>>>;
+
+// The block's input is read by layer 1 and again, behind others, by 2, 4, 8, ... Its transformation
+// by Winograd's method serves them all: they write their sums of it where their results will lie,
+// to which those of their other sources are added. That pays where they have fewer outputs than
+// there are inputs to read again, and only values of T are not rounded in between.
+template <typename T>
+void share_input(const Layers<T>& layers, ScalarType dtype) {
+  Layer<T>& first = *layers[0];
+  if (dtype != dtype_of<T> || first.conv.method != Method::winograd4) {
+    return;
+  }
+  const int64_t channels = first.conv.in_channels;
+  Conv<T>* last = &first.conv;
+  for (size_t k = 2; k <= layers.size(); k *= 2) {
+    Layer<T>& layer = *layers[k - 1];
+    if (layer.conv.method != Method::winograd4 || layer.conv.out_channels > channels) {
+      continue;
+    }
+    layer.of_input = layer.conv;
+    layer.of_input.inputs = first.conv.inputs;
+    layer.of_input.input_count = 1;
+    layer.of_input.in_channels = channels;
+    layer.of_input.first_channel = layer.conv.in_channels - channels;
+    layer.of_input.epilogue = {};
+    layer.conv.input_count--;
+    layer.conv.in_channels -= channels;
+    layer.conv.epilogue.residual = &layer.result;
+    last->next = &layer.of_input;
+    last = &layer.of_input;
+  }
+}
 
 // Rows of every layer that are computed in turn, so that what one writes and the next ones read
 // stays in the second level of the cache; 0 where all fits there, or threads would share too few
@@ -106,8 +142,9 @@ void run_hardblock(const Tensor& input, const Tensors& weights, const Tensors& b
       sources.push_back(images[source]);
     }
     layers.push_back(std::make_unique<Layer<T>>(std::move(sources), weight, biases[layer - 1],
-                                                packed_at(packed, layer - 1), to));
+                                                packed_at(packed, layer - 1), images.back(), to));
   }
+  share_input(layers, input.scalar_type());
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t rows = rows_of_wave(layers, height, threads);
   if (rows > 0) {

@@ -119,6 +119,8 @@ struct Conv {
   int64_t out_height = 0, out_width = 0, out_channels = 0;
   Method method = Method::direct;
   const T* weights = nullptr;  // as packing.h lays them out for `method`
+  // Those of the weights' input channels that are read: `in_channels` from the first one on.
+  int64_t first_channel = 0, weight_channels = 0;
   // Weights for Method::direct where `method` is Winograd's, made when first asked for: inputs so
   // large that Winograd's sums could overflow are convolved directly.
   const T* (*direct_weights)(const void* owner) = nullptr;
@@ -126,6 +128,9 @@ struct Conv {
   Prologue<T> prologue;
   Epilogue<T> epilogue;
   Destination out;
+  // Another convolution of the same inputs by Winograd's method, of the same sizes but for its
+  // output channels: what this one transforms serves both.
+  const Conv* next = nullptr;
 };
 
 // What max pooling looks at: windows of pixels, so far apart; the first ones begin in the padding.

@@ -160,7 +160,7 @@ int64_t band_rows(int64_t batch, int64_t height, int64_t bytes_per_row) {
   // Four bands a thread even out their differences.
   const int64_t bands = 4 * int64_t(torch::stable::get_num_threads());
   const int64_t balanced = (batch * height + bands - 1) / bands;
-  const int64_t cached = scratch_bytes / std::max<int64_t>(1, bytes_per_row);
+  const int64_t cached = scratch_bytes() / std::max<int64_t>(1, bytes_per_row);
   return std::max<int64_t>(
       band_step, (std::min({balanced, cached, height}) + band_step - 1) / band_step * band_step);
 }

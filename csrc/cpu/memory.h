@@ -15,7 +15,9 @@
 namespace fassd::cpu {
 
 // Cache that a thread can call its own: bands of rows in scratch memory are cut to this size.
-constexpr int64_t scratch_bytes = 512 * 1024;
+inline int64_t scratch_bytes() {
+  return second_level_cache() / 2;
+}
 
 // The dtype of T (float or double), and the bytes of a value of a floating dtype.
 template <typename T>

@@ -21,11 +21,12 @@ constexpr int tile_vectors = 2;
 template <typename T>
 constexpr int64_t tile_pixels = tile_vectors * lanes<T>;
 
-// One tap: where its planes are, and its place among the weights' taps.
+// One tap: where its planes are, and the first of its rows of weights, of which there is one for
+// every tap and input channel.
 template <typename T>
 struct Tap {
   const T* planes;
-  int64_t index;
+  int64_t row;
 };
 
 // Whether weights, `values` per pair of channels, come from the third level of the cache.
@@ -99,7 +100,7 @@ void multiply_tile(const Tap<T>* taps, int64_t count, int64_t channels, int64_t 
   Vector<T> sum[outputs][vectors] = {};
   for (int64_t t = 0; t < count; t++) {
     const T* x = taps[t].planes;
-    const T* w = weights + taps[t].index * channels * outputs;
+    const T* w = weights + taps[t].row * outputs;
     for (int64_t c = 0; c < channels; c++) {
       Vector<T> value[vectors];
 #pragma GCC unroll 2

@@ -307,7 +307,7 @@ Conv<T> Weights<T>::convolution(const Image* inputs, int64_t count, int64_t heig
   conv.weights = static_cast<const T*>(packed_.const_data_ptr()) + header;
   conv.direct_weights = direct;
   conv.owner = this;
-  conv.in_channels = weight_.size(1);
+  conv.in_channels = conv.weight_channels = weight_.size(1);
   conv.out_channels = weight_.size(0);
   conv.kernel_h = weight_.size(2);
   conv.kernel_w = weight_.size(3);

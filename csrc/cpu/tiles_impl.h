@@ -154,12 +154,12 @@ class TileStrip {
     if constexpr (width * TilePlan::outputs == 2 * lanes<T>) {
       const Part parts[] = {Part(conv_, part_.n, y, first),
                             Part(conv_, part_.n, y, first + lanes<T>)};
-      Part::columns(parts, sums, values, at, count, out, step);
+      Part::columns(parts, sums, values, {at, 1, count}, out, step);
     } else {
       const int64_t last = smaller(values, conv_.out_channels - first);
       for (int64_t c = 0; c < last; c += lanes<T>) {
         const Part parts[] = {Part(conv_, part_.n, y, first + c)};
-        Part::columns(parts, sums + c, values, at, count, out + c, step);
+        Part::columns(parts, sums + c, values, {at, 1, count}, out + c, step);
       }
     }
   }

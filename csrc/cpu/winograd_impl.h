@@ -80,7 +80,11 @@ struct WinogradPlan {
     value = conv.in_channels * tiles + lanes<T>;
     transformed = values * value;
     products = values * tile_outputs * tiles;
-    sums = round_up(conv.out_channels, lanes<T>) * tiles + lanes<T>;
+    int64_t outputs = 0;
+    for (const Conv<T>* each = &conv; each; each = each->next) {
+      outputs = larger(outputs, each->out_channels);
+    }
+    sums = round_up(outputs, lanes<T>) * tiles + lanes<T>;
   }
 
   int64_t total() const { return reach * slot + transformed + products + side * side * sums; }
@@ -123,28 +127,38 @@ class WinogradStrip {
  private:
   // Output rows [y, y + side) of the first band, and those as far down in the others.
   void row(int64_t y) {
-    if (!gather(y)) {
+    const bool fits = gather(y);
+    if (fits) {
+      look_ahead(y);
+      transform_rows(y);
+    }
+    for (const Conv<T>* conv = &conv_; conv; conv = conv->next) {
+      if (fits) {
+        multiply_and_write(*conv, y);
+        continue;
+      }
       for_bands(y, [&](int64_t, int64_t first, int64_t last) {
-        convolve_directly(conv_, conv_.direct_weights(conv_.owner),
+        convolve_directly(*conv, conv->direct_weights(conv->owner),
                           {part_.n, first, last, x0_, x0_ + columns_}, rest_);
       });
-      return;
     }
-    look_ahead(y);
-    transform_rows(y);
-    const bool many = has_many_weights(conv_, Plan::values);
+  }
+
+  void multiply_and_write(const Conv<T>& conv, int64_t y) {
+    const bool many = has_many_weights(conv, Plan::values);
     constexpr int64_t most_terms = 48;
-    const int64_t share = ceil_div(conv_.in_channels, ceil_div(conv_.in_channels, most_terms));
-    for_output_blocks(conv_.out_channels, [&](int64_t first, int64_t outputs) {
+    const int64_t channels = conv.in_channels;
+    const int64_t share = ceil_div(channels, ceil_div(channels, most_terms));
+    for_output_blocks(conv.out_channels, [&](int64_t first, int64_t outputs) {
       const Multiply<T> multiply = multiply_for<T>(outputs, vectors_, many);
-      const int64_t channels = conv_.in_channels;
+      const T* const weights = conv.weights + first * Plan::values * conv.weight_channels;
       for (int64_t k = 0; k < Plan::values; k++) {
         ahead_.step();
         T* const products = products_ + k * tile_outputs * plan_.tiles;
         for (int64_t c = 0; c < channels; c += share) {
-          const int64_t at = (first * Plan::values + k * outputs) * channels + c * outputs;
-          const Tap<T> tap = {transformed_ + k * plan_.value + c * plan_.tiles, 0};
-          multiply(&tap, 1, smaller(share, channels - c), plan_.tiles, conv_.weights + at, products,
+          const Tap<T> tap = {transformed_ + k * plan_.value + c * plan_.tiles,
+                              k * conv.weight_channels + conv.first_channel + c};
+          multiply(&tap, 1, smaller(share, channels - c), plan_.tiles, weights, products,
                    plan_.tiles, c > 0);
         }
       }
@@ -154,7 +168,7 @@ class WinogradStrip {
       for (int64_t r = 0; r < last - first; r++) {
         for (int64_t p = 0; p < smaller(side, columns_); p++) {
           const T* const sums = sums_ + (r * side + p) * plan_.sums + band * tiles_;
-          write_row(conv_, part_.n, first + r, x0_ + p, int64_t(side),
+          write_row(conv, part_.n, first + r, x0_ + p, int64_t(side),
                     (columns_ - p + side - 1) / side, sums, plan_.tiles);
         }
       }
@@ -218,11 +232,17 @@ class WinogradStrip {
       for (int64_t row = next; row < next + (more ? side : reach); row++) {
         ahead_.read(conv_, part_.n, row + first - y, {x, 1, columns_ + 1});
       }
-      for (int64_t row = first; row < last; row++) {
-        ahead_.write(conv_, part_.n, row, x0_, x0_ + columns_);
+      for (const Conv<T>* conv = &conv_; conv; conv = conv->next) {
+        for (int64_t row = first; row < last; row++) {
+          ahead_.write(*conv, part_.n, row, x0_, x0_ + columns_);
+        }
       }
     });
-    ahead_.spread((conv_.out_channels + tile_outputs - 1) / tile_outputs * Plan::values);
+    int64_t blocks = 0;
+    for (const Conv<T>* conv = &conv_; conv; conv = conv->next) {
+      blocks += (conv->out_channels + tile_outputs - 1) / tile_outputs;
+    }
+    ahead_.spread(blocks * Plan::values);
   }
 
   // transformed[k][c][tile] from the rows y - 1, ... A band's vector is stored whole, and what it
@@ -264,7 +284,9 @@ class WinogradStrip {
           transform_in<side, T>(column, result);
 #pragma GCC unroll 6
           for (int r = 0; r < reach; r++) {
-            store_vector(to[r] + k * value + i * to_step, result[r]);
+            T* const target = to[r] + k * value + i * to_step;
+            store_vector(target, result[r]);
+            __builtin_prefetch(target + lanes<T>, 1);  // for the next vector, in time
           }
         }
       }
