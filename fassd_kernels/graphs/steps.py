@@ -120,12 +120,19 @@ class Packing(nn.Module):
         return {"weight": weights, "bias": biases, "slope": slopes}
 
     def pack(self, read: Read) -> None:
-        """Read and pack the weights of a call."""
+        """Read and pack the weights of a call; `read` must hold as long as they do."""
         tensors = {name: kept(found) for name, found in self.fold(read).items()}
         weight = tensors["weight"]
         self.backend = choose(AUTO, weight.device, self.operator, quiet=True, dtype=weight.dtype)
         tensors["packed"] = self.packed(weight, ops.packer(self.backend))
+        if self.backend == "cpu":  # whose kernels read a packed weight, and only the shape of this
+            tensors["weight"] = weight.new_full((1, 1, 1, 1), math.nan).expand(weight.shape)
+        self.read = read
         self.tensors = tensors  # in one assignment: another thread may be calling
+
+    def folded(self) -> Tensor:
+        """The weight with the batch norm folded in; not kept, for its layouts are."""
+        return cast(Tensor, kept(self.fold(self.read)["weight"]))
 
     def packed(self, weight: Tensor, packer: Callable[..., Tensor]) -> Any:
         strides = {name: self.options[name] for name in ("stride", "dilation")}
@@ -201,10 +208,10 @@ class Step(Packing):
         """The weight in another layout, cached until the weights change."""
         if self.others[0] is not tensors:
             self.others = (tensors, {})
-        kept = self.others[1]
-        if name not in kept:
-            kept[name] = make(tensors["weight"])
-        return kept[name]
+        layouts = self.others[1]
+        if name not in layouts:
+            layouts[name] = make(self.folded())
+        return layouts[name]
 
     def key(self, images: Sequence[Tensor], residual: Tensor | None = None) -> tuple[Any, ...]:
         """Everything that the time of a call depends on."""
@@ -293,16 +300,21 @@ class GroupedStep(Step):
     def packed(self, weight: Tensor, packer: Callable[..., Tensor]) -> Any:
         return None
 
+    def kernels_weight(self) -> Tensor:
+        return self.derived(self.tensors, "packed", lambda weight: weight)
+
     def forward(self, images: Sequence[Tensor], residual: Tensor | None = None) -> Tensor:
         """`act(conv(images[0]) + bias + residual)`."""
         (image,) = images
-        vectors = {name: self.tensors[name] for name in ("weight", "bias", "slope")}
+        tensors = self.tensors
         names = ("stride", "dilation", "activation")
         options = {name: self.options[name] for name in names} | {"groups": self.groups}
+        options |= {name: tensors[name] for name in ("bias", "slope")}
 
         def ours() -> Tensor:
+            weight = tensors["weight"] if image.is_cuda else self.kernels_weight()
             function = ops.operator(self.operator, self.backend)
-            return function(image, **vectors, residual=residual, **options)
+            return function(image, weight, residual=residual, **options)
 
         def by_pytorch() -> Tensor:
             return self.by_pytorch(images, residual)
@@ -397,7 +409,9 @@ class PairStep(nn.Module):
         (image,) = images
         first, second = self.vertical, self.horizontal
         one, two = first.tensors, second.tensors
-        backend = choose(AUTO, image.device, "asymmetric_conv", dtype=image.dtype)
+        backend = first.backend
+        if image.is_cuda:
+            backend = choose(AUTO, image.device, "asymmetric_conv", dtype=image.dtype)
 
         def together() -> Tensor:
             return ops.operator("asymmetric_conv", backend)(
