@@ -100,7 +100,7 @@ def test_what_is_written_in_place_is_what_is_read_afterwards() -> None:
             self.block = Block(6)
 
         def forward(self, x: Tensor) -> Tensor:
-            y = self.first(x)
+            y = self.first(x).clone()
             z = self.second(y.relu_())
             z.add_(y)
             return self.block(z) + y.mul_(2)  # type: ignore[no-any-return]
@@ -109,6 +109,35 @@ def test_what_is_written_in_place_is_what_is_read_afterwards() -> None:
     fast, recorded = compiled(model)
     agree(fast, model, torch.randn(1, 3, 9, 11))
     assert recorded.kinds.count("Step") == 4
+
+
+class Gated(nn.Module):
+    """Squeeze-and-excitation; with `reads`, something reads the image before or after it."""
+
+    def __init__(self, reads: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 5, 1)
+        self.gate = nn.Sequential(nn.Conv2d(8, 4, 1), nn.ReLU(), nn.Conv2d(4, 8, 1), nn.Sigmoid())
+        self.reads = reads
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x).relu()
+        early = y[:, :, 1:] if self.reads else y
+        z: Tensor = self.last(y * self.gate(y.mean((2, 3), keepdim=True)))
+        return z if self.reads is None else z + self.reads(y, early)
+
+
+@FORMS
+@pytest.mark.parametrize(
+    "reads",
+    [None, lambda y, early: y[:, :5], lambda y, early: early.mean()],
+    ids=["nothing", "later", "a view"],
+)
+def test_a_gate_multiplies_in_place_what_nothing_else_reads(reads: Any) -> None:
+    model = shaken(Gated(reads))
+    fast, recorded = compiled(model)
+    agree(fast, model, torch.randn(2, 3, 9, 11))
+    assert ("mul_" in recorded.kinds) == (reads is None)
 
 
 def test_what_writes_into_shared_memory_runs_as_it_stands(
