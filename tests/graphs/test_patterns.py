@@ -27,6 +27,17 @@ def test_each_pattern_is_one_step() -> None:
     assert recorded.kinds == ["Step"] * 4 + ["UpsampleStep", "Step", "Upsample"]
 
 
+@FORMS
+def test_weights_are_kept_once() -> None:
+    """In the layout that is read; the weight that the kernels get has a shape and no memory."""
+    model = shaken(Everything())
+    fast, recorded = compiled(model)
+    agree(fast, model, torch.randn(2, 3, 34, 46))
+    for step in recorded.graphs[0].steps:
+        assert step.tensors["weight"].untyped_storage().nbytes() == 4
+        assert not isinstance(step, steps.Step) or len(step.others[1]) == 1
+
+
 class Activated(nn.Module):
     """Two convolutions with batch norm and an activation; its result is of the order of 1."""
 
