@@ -165,7 +165,8 @@ def held_memory() -> int:
 def release_memory() -> int:
     """Free the memory that the C++ CPU kernels cache and do not use; returns its bytes.
 
-    They cache up to 1.25 times the memory used recently, for the next picture.
+    They cache up to 1.25 times the memory used recently, for the next picture. On Linux, memory
+    that the C library keeps is freed as well; it is not counted.
     """
     return torch.ops.fassd_kernels.release_memory() if CPU_MISSING is None else 0
 

@@ -260,10 +260,54 @@ Tensor pack(const Tensor& weight, Method method) {
   return finite ? packed : pack<T>(weight, Method::direct);
 }
 
+// H of both, a row per tap: H (G g) = g.
+constexpr double taps_of2[3][4] = {{1, 0, 0, 0}, {0, 1, -1, 0}, {0, 0, 0, 1}};
+constexpr double taps_of4[3][6] = {{1, 0, 0, 0, 0, 0}, {0, 1.5, 1.5, 0, 0, 0}, {0, 0, 0, 0, 0, 1}};
+
+// The tap [i][j] of values t = G g G^T: its own but for the last bit of the largest tap. A tap of
+// zero stays one, for zero times infinity is NaN.
+template <typename T>
+double tap_of(Method method, const T* t, int64_t step, int64_t i, int64_t j) {
+  const double* const rows = method == Method::winograd4 ? taps_of4[i] : taps_of2[i];
+  const double* const columns = method == Method::winograd4 ? taps_of4[j] : taps_of2[j];
+  const int64_t reach = tile_side(method) + 2;
+  double sum = 0, magnitude = 0;
+  for (int64_t a = 0; a < reach; a++) {
+    for (int64_t b = 0; b < reach; b++) {
+      const double term = rows[a] * columns[b] * t[(a * reach + b) * step];
+      sum += term;
+      magnitude += std::abs(term);
+    }
+  }
+  constexpr double rounding = 1. / (1 << 23);
+  return std::abs(sum) > rounding * magnitude ? sum : 0;
+}
+
+// Winograd's weights for direct products: those of a picture's few tiles that are not finite.
+template <typename T>
+Buffer<T> to_direct(const T* panels, const Tensor& weight, Method method) {
+  const int64_t out = weight.size(0), in = weight.size(1), reach = tile_side(method) + 2;
+  Buffer<T> direct(checked_product({out, in, 9}));
+  const int64_t blocks = (out + kernels<T>().outputs - 1) / kernels<T>().outputs;
+  for (int64_t b = 0; b < blocks; b++) {
+    const int64_t count = out / blocks + (b < out % blocks ? 1 : 0);
+    const int64_t first = b * (out / blocks) + std::min(b, out % blocks);
+    const T* const from = panels + first * in * reach * reach;
+    T* const to = direct.data() + first * in * 9;
+    const int64_t step = in * count;  // from one value, or tap, to the next
+    for (int64_t item = 0; item < step; item++) {
+      for (int64_t tap = 0; tap < 9; tap++) {
+        to[tap * step + item] = T(tap_of(method, from + item, step, tap / 3, tap % 3));
+      }
+    }
+  }
+  return direct;
+}
+
 template <typename T>
 struct Weights<T>::Direct {
   std::once_flag once;
-  Tensor packed;
+  std::optional<Buffer<T>> values;
 };
 
 template <typename T>
@@ -290,9 +334,12 @@ Weights<T>::Weights(const char* op, const Tensor& weight, const OptionalTensor& 
 template <typename T>
 const T* Weights<T>::direct(const void* self) {
   const auto& weights = *static_cast<const Weights<T>*>(self);
-  std::call_once(weights.direct_->once,
-                 [&] { weights.direct_->packed = pack<T>(weights.weight_, Method::direct); });
-  return static_cast<const T*>(weights.direct_->packed.const_data_ptr()) + header;
+  auto& [once, values] = *weights.direct_;
+  std::call_once(once, [&] {
+    const T* const panels = static_cast<const T*>(weights.packed_.const_data_ptr()) + header;
+    values = to_direct<T>(panels, weights.weight_, weights.method_);
+  });
+  return values->data();
 }
 
 template <typename T>

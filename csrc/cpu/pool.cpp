@@ -10,6 +10,9 @@
 #include <mutex>
 #include <new>
 #include <unordered_map>
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 #if defined(__linux__) || defined(__APPLE__)
 #include <pthread.h>
 #include <sys/mman.h>
@@ -229,6 +232,9 @@ void release_memory(void* data) noexcept {
 }
 
 int64_t release_kept_memory() {
+#if defined(__GLIBC__)
+  malloc_trim(0);  // PyTorch's own, of which glibc keeps what lies below anything in use
+#endif
   return pool().release_kept();
 }
 

@@ -18,8 +18,8 @@ namespace fassd::cpu {
 void* acquire_memory(int64_t bytes);
 void release_memory(void* data) noexcept;
 
-// Gives memory that is not in use back to the system; returns the bytes. It happens by itself when
-// pictures have become smaller.
+// Gives memory that is not in use back to the system, also the C library's; returns the bytes of
+// the range. That happens by itself when pictures have become smaller.
 int64_t release_kept_memory();
 
 // Bytes that are kept or in use.

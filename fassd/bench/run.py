@@ -396,8 +396,8 @@ def memory_call(
     job: dict[str, Any], threads: int, title: str, is_peer: bool, compiler: str
 ) -> Callable[[], Outputs]:
     """The call of one candidate, for the process that measures its memory; with any picture."""
-    import torch._dynamo  # PyTorch's own code, 100 MB, which the first call would import
-
+    # PyTorch's own code, 130 MB, which the first call would import.
+    torch.compile(torch.neg, backend="eager", dynamic=True)(torch.zeros(2))
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
     given = Job(**job)

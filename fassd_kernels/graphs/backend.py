@@ -14,9 +14,10 @@ from torch.fx import GraphModule, Node
 from fassd_kernels.backends import AUTO, choose, meant
 from fassd_kernels.graphs.fusing import fuse
 from fassd_kernels.graphs.mutation import make_functional
-from fassd_kernels.graphs.steps import Packing
+from fassd_kernels.graphs.steps import Packing, fastest
 from fassd_kernels.modules.fused import packing
 from fassd_kernels.modules.snapshot import Contents
+from fassd_kernels.ops import release_memory
 
 log = logging.getLogger(__name__)
 
@@ -95,10 +96,15 @@ class FusedGraph:
         if not fresh:
             contents = Contents(weights)  # before they are packed: see `Fused.packed`
             with packing(weights) as lasting:
+                held = dict(zip(self.read, weights, strict=True))
                 for step in self.steps:
-                    step.pack(lambda node: None if node is None else inputs[self.places[node]])
+                    step.pack(lambda node: None if node is None else held[self.places[node]])
             self.known = (weights, contents) if lasting else None
-        return self.fused(*inputs)
+        measured = len(fastest)
+        result = self.fused(*inputs)
+        if not fresh or len(fastest) > measured:
+            release_memory()  # of folding, and of the ways that were tried
+        return result
 
 
 def placeholders(module: GraphModule) -> list[Node]:

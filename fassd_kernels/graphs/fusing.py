@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
@@ -21,6 +23,9 @@ from fassd_kernels.graphs.steps import (
     Upsample,
     UpsampleStep,
 )
+
+MEANS = {F.adaptive_avg_pool2d, F.avg_pool2d, torch.mean, "mean"}
+"""Functions and methods that read an image and return new memory."""
 
 
 def fuse(module: GraphModule) -> list[Packing]:
@@ -39,6 +44,7 @@ def fuse(module: GraphModule) -> list[Packing]:
         fuse_resizing(module, node)
         fuse_pooling(module, node)
         fuse_pair(module, node)
+    multiply_in_place(module)
     graph.lint()
     module.recompile()
     return steps
@@ -124,6 +130,31 @@ def fuse_resizing(module: GraphModule, node: Node) -> None:
         replace(module, following, Labels(), arguments)
     else:
         replace(module, node, Upsample("upsample"), arguments)
+
+
+def multiply_in_place(module: GraphModule) -> None:
+    """Multiply images by a gate of one value per channel in their own memory.
+
+    Squeeze-and-excitation does so: only the mean that the gate depends on reads the image before,
+    and nothing does afterwards. It takes a third to a half of the time of a product in new memory.
+    """
+    graph: Graph = module.graph
+    order = {node: place for place, node in enumerate(graph.nodes)}
+
+    def is_step(node: Node) -> bool:  # which returns new memory
+        return node.op == "call_module" and isinstance(
+            module.get_submodule(str(node.target)), (Packing, PairStep, MaxPool, Upsample)
+        )
+
+    for node in list(graph.nodes):
+        image, gate = patterns.gated(node) or (None, None)
+        if image is None or not is_step(image):
+            continue
+        others = [user for user in image.users if user is not node]
+        fresh = all(is_step(each) or each.target in MEANS for each in others)
+        if fresh and all(order[each] < order[node] for each in others):
+            with graph.inserting_before(node):
+                put(graph, node, graph.call_method("mul_", (image, gate)))
 
 
 def fuse_pooling(module: GraphModule, node: Node) -> None:

@@ -39,10 +39,12 @@ FUNCTIONS_IN_PLACE: dict[str, Callable[..., Any]] = {
 }
 """Functions of `torch` and `torch.nn.functional` that write in place, by name."""
 
-# Functions that return new memory, never a view of an argument.
+# Functions and methods that return new memory, never a view of an argument.
 FRESH = {
     torch.conv2d,
     torch.conv_transpose2d,
+    torch.clone,
+    "clone",
     torch.relu,
     torch.prelu,
     torch.sigmoid,

@@ -18,6 +18,7 @@ from fassd_kernels.reference.conv_act import KERNELS
 from fassd_kernels.reference.grouped_conv import GROUPED_KERNELS
 
 ADDITIONS = {operator.add, torch.add, "add"}
+PRODUCTS = {operator.mul, torch.mul, "mul"}
 ACTIVATIONS: dict[Any, str] = {
     F.relu: "relu",
     torch.relu: "relu",
@@ -154,6 +155,18 @@ def addend(node: Node, image: Node) -> Node | None:
     if other is image or not is_image(other) or a.dtype != b.dtype or a.device != b.device:
         return None
     return other if same_sizes(a.shape, b.shape) else None
+
+
+def gated(node: Node) -> tuple[Node, Node] | None:
+    """The image that a node multiplies by one value per channel, and these values."""
+    if node.target not in PRODUCTS or node.kwargs or len(node.args) != 2:
+        return None
+    for image, gate in (node.args, node.args[::-1]):
+        if is_image(image) and is_image(gate) and value(image).dtype == value(gate).dtype:
+            n, channels, *_ = value(image).shape
+            if image is not gate and same_sizes(value(gate).shape, (n, channels, 1, 1)):
+                return image, gate  # type: ignore[return-value]  # both are nodes
+    return None
 
 
 def same_sizes(some: Sequence[Any], others: Sequence[Any]) -> bool:

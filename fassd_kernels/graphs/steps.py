@@ -120,12 +120,19 @@ class Packing(nn.Module):
         return {"weight": weights, "bias": biases, "slope": slopes}
 
     def pack(self, read: Read) -> None:
-        """Read and pack the weights of a call."""
+        """Read and pack the weights of a call; `read` must hold as long as they do."""
         tensors = {name: kept(found) for name, found in self.fold(read).items()}
         weight = tensors["weight"]
         self.backend = choose(AUTO, weight.device, self.operator, quiet=True, dtype=weight.dtype)
         tensors["packed"] = self.packed(weight, ops.packer(self.backend))
+        if self.backend == "cpu":  # whose kernels read a packed weight, and only the shape of this
+            tensors["weight"] = weight.new_full((1, 1, 1, 1), math.nan).expand(weight.shape)
+        self.read = read
         self.tensors = tensors  # in one assignment: another thread may be calling
+
+    def folded(self) -> Tensor:
+        """The weight with the batch norm folded in; not kept, for its layouts are."""
+        return cast(Tensor, kept(self.fold(self.read)["weight"]))
 
     def packed(self, weight: Tensor, packer: Callable[..., Tensor]) -> Any:
         strides = {name: self.options[name] for name in ("stride", "dilation")}
@@ -201,10 +208,10 @@ class Step(Packing):
         """The weight in another layout, cached until the weights change."""
         if self.others[0] is not tensors:
             self.others = (tensors, {})
-        kept = self.others[1]
-        if name not in kept:
-            kept[name] = make(tensors["weight"])
-        return kept[name]
+        layouts = self.others[1]
+        if name not in layouts:
+            layouts[name] = make(self.folded())
+        return layouts[name]
 
     def key(self, images: Sequence[Tensor], residual: Tensor | None = None) -> tuple[Any, ...]:
         """Everything that the time of a call depends on."""
@@ -261,11 +268,26 @@ class Step(Packing):
         tensors, d = self.tensors, self.options["dilation"][0]
         packed = self.derived(tensors, "phases", ops.packer(self.backend))
         function = ops.operator("conv_act", self.backend)
-        phases = [to_phases(image, d) for image in images]
-        added = None if residual is None else to_phases(residual, d)
-        options = {**self.options, "dilation": [1, 1]}
-        found = function(phases, **{**tensors, "packed": packed}, residual=added, **options)
-        return from_phases(found, d, images[0].shape[2:])
+        options = {**tensors, **self.options, "packed": packed, "dilation": [1, 1]}
+        n, _, height, width = images[0].shape
+        shape = (n, height, width, tensors["weight"].shape[0])
+        result = images[0].new_empty(shape).permute(0, 3, 1, 2)
+        added = [] if residual is None else [residual]
+        for part, *parts in zip(*(phases(x, d) for x in (result, *images, *added)), strict=True):
+            options["residual"] = parts.pop() if added else None
+            part.copy_(function(parts, **options))
+        return result
+
+
+def phases(x: Tensor, d: int) -> Iterator[Tensor]:
+    """Views of every d-th pixel of an image, or several as a batch, which takes fewer calls."""
+    width = x.shape[3]
+    for row in range(d):
+        rows = x[:, :, row::d]
+        if len(x) == 1 and width % d == 0:
+            yield rows[0].unflatten(2, (width // d, d)).permute(3, 0, 1, 2)
+        else:
+            yield from (rows[..., column::d] for column in range(d))
 
 
 def left(activation: str, done: str) -> str:
@@ -293,16 +315,21 @@ class GroupedStep(Step):
     def packed(self, weight: Tensor, packer: Callable[..., Tensor]) -> Any:
         return None
 
+    def kernels_weight(self) -> Tensor:
+        return self.derived(self.tensors, "packed", lambda weight: weight)
+
     def forward(self, images: Sequence[Tensor], residual: Tensor | None = None) -> Tensor:
         """`act(conv(images[0]) + bias + residual)`."""
         (image,) = images
-        vectors = {name: self.tensors[name] for name in ("weight", "bias", "slope")}
+        tensors = self.tensors
         names = ("stride", "dilation", "activation")
         options = {name: self.options[name] for name in names} | {"groups": self.groups}
+        options |= {name: tensors[name] for name in ("bias", "slope")}
 
         def ours() -> Tensor:
+            weight = tensors["weight"] if image.is_cuda else self.kernels_weight()
             function = ops.operator(self.operator, self.backend)
-            return function(image, **vectors, residual=residual, **options)
+            return function(image, weight, residual=residual, **options)
 
         def by_pytorch() -> Tensor:
             return self.by_pytorch(images, residual)
@@ -314,23 +341,6 @@ class GroupedStep(Step):
             depthwise = self.groups == image.shape[1] == out_channels and side > 1
             return ours() if depthwise else by_pytorch()
         return self.fastest_of(self.key(images, residual), (ours, by_pytorch))
-
-
-def to_phases(x: Tensor, d: int) -> Tensor:
-    """N x C x H x W to N d d x C x ceil(H / d) x ceil(W / d): every d-th pixel, zero-padded."""
-    n, c, height, width = x.shape
-    x = F.pad(channels_last(x), (0, -width % d, 0, -height % d))
-    h, w = x.shape[2] // d, x.shape[3] // d
-    x = x.permute(0, 2, 3, 1).reshape(n, h, d, w, d, c).permute(0, 2, 4, 1, 3, 5)
-    return x.reshape(n * d * d, h, w, c).permute(0, 3, 1, 2)
-
-
-def from_phases(x: Tensor, d: int, size: Sequence[int]) -> Tensor:
-    """The inverse of `to_phases`, with height and width `size`."""
-    (height, width), (n, c, h, w) = size, x.shape
-    x = x.permute(0, 2, 3, 1).reshape(n // d**2, d, d, h, w, c).permute(0, 3, 1, 4, 2, 5)
-    x = x.reshape(n // d**2, h * d, w * d, c)[:, :height, :width]
-    return channels_last(x.permute(0, 3, 1, 2))
 
 
 def fastest_of(key: tuple[Any, ...], ways: Sequence[Call]) -> Tensor:
@@ -397,7 +407,9 @@ class PairStep(nn.Module):
         (image,) = images
         first, second = self.vertical, self.horizontal
         one, two = first.tensors, second.tensors
-        backend = choose(AUTO, image.device, "asymmetric_conv", dtype=image.dtype)
+        backend = first.backend
+        if image.is_cuda:
+            backend = choose(AUTO, image.device, "asymmetric_conv", dtype=image.dtype)
 
         def together() -> Tensor:
             return ops.operator("asymmetric_conv", backend)(

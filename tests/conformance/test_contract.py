@@ -116,6 +116,23 @@ def test_infinite_weights(subject):
 
 
 @pytest.mark.operators("conv_act")
+@pytest.mark.parametrize("channels", [(8, 9), (512, 257)])
+@pytest.mark.parametrize("value", [*NON_FINITE, 3e35])
+def test_huge_pixels_times_zero(subject, channels, value):
+    """Infinity times a weight of zero is NaN, for each of the nine; large pixels stay numbers."""
+    in_channels, out_channels = channels
+    if (INTERPRETED or EXECUTED) and in_channels > 8:
+        pytest.skip("slow, and there are no other algorithms for many channels")
+    call = cases.conv_act(channels=(in_channels,), out_channels=out_channels, size=(9, 40))
+    call = call.to(torch.float32, subject.device).map(torch.clone)
+    image, weight = call.tensors[:2]
+    image[0, 3, 4, ::20] = value
+    for tap in range(9):
+        weight[tap, 3, tap // 3, tap % 3] = 0
+    assert compare_non_finite(subject, call) > 0 or value == 3e35
+
+
+@pytest.mark.operators("conv_act")
 @pytest.mark.parametrize("channels", [2048, 700])
 def test_long_sums(subject, channels):
     """18,432 terms: summed one after the other, rounding errors would pass the tolerance."""

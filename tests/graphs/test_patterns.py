@@ -27,6 +27,17 @@ def test_each_pattern_is_one_step() -> None:
     assert recorded.kinds == ["Step"] * 4 + ["UpsampleStep", "Step", "Upsample"]
 
 
+@FORMS
+def test_weights_are_kept_once() -> None:
+    """In the layout that is read; the weight that the kernels get has a shape and no memory."""
+    model = shaken(Everything())
+    fast, recorded = compiled(model)
+    agree(fast, model, torch.randn(2, 3, 34, 46))
+    for step in recorded.graphs[0].steps:
+        assert step.tensors["weight"].untyped_storage().nbytes() == 4
+        assert not isinstance(step, steps.Step) or len(step.others[1]) == 1
+
+
 class Activated(nn.Module):
     """Two convolutions with batch norm and an activation; its result is of the order of 1."""
 
@@ -100,7 +111,7 @@ def test_what_is_written_in_place_is_what_is_read_afterwards() -> None:
             self.block = Block(6)
 
         def forward(self, x: Tensor) -> Tensor:
-            y = self.first(x)
+            y = self.first(x).clone()
             z = self.second(y.relu_())
             z.add_(y)
             return self.block(z) + y.mul_(2)  # type: ignore[no-any-return]
@@ -109,6 +120,35 @@ def test_what_is_written_in_place_is_what_is_read_afterwards() -> None:
     fast, recorded = compiled(model)
     agree(fast, model, torch.randn(1, 3, 9, 11))
     assert recorded.kinds.count("Step") == 4
+
+
+class Gated(nn.Module):
+    """Squeeze-and-excitation; with `reads`, something reads the image before or after it."""
+
+    def __init__(self, reads: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 5, 1)
+        self.gate = nn.Sequential(nn.Conv2d(8, 4, 1), nn.ReLU(), nn.Conv2d(4, 8, 1), nn.Sigmoid())
+        self.reads = reads
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x).relu()
+        early = y[:, :, 1:] if self.reads else y
+        z: Tensor = self.last(y * self.gate(y.mean((2, 3), keepdim=True)))
+        return z if self.reads is None else z + self.reads(y, early)
+
+
+@FORMS
+@pytest.mark.parametrize(
+    "reads",
+    [None, lambda y, early: y[:, :5], lambda y, early: early.mean()],
+    ids=["nothing", "later", "a view"],
+)
+def test_a_gate_multiplies_in_place_what_nothing_else_reads(reads: Any) -> None:
+    model = shaken(Gated(reads))
+    fast, recorded = compiled(model)
+    agree(fast, model, torch.randn(2, 3, 9, 11))
+    assert ("mul_" in recorded.kinds) == (reads is None)
 
 
 def test_what_writes_into_shared_memory_runs_as_it_stands(
