@@ -22,12 +22,6 @@ int64_t steps(int64_t size, int64_t stride) {
   return size / stride + (size % stride != 0);
 }
 
-std::string place_name(const Tensor& tensor) {
-  return tensor.is_cpu()    ? "cpu"
-         : tensor.is_cuda() ? "cuda:" + std::to_string(tensor.get_device_index())
-                            : "another kind of device";
-}
-
 void check_device(const std::string& op, const std::string& name, const Tensor& tensor,
                   const std::string& other_name, const Tensor& other) {
   STD_TORCH_CHECK(tensor.is_cpu() == other.is_cpu() && tensor.is_cuda() == other.is_cuda() &&

@@ -59,6 +59,12 @@ std::string shape_name(const Tensor& tensor) {
   return text + (tensor.dim() == 1 ? ",)" : ")");
 }
 
+std::string place_name(const Tensor& tensor) {
+  return tensor.is_cpu()    ? "cpu"
+         : tensor.is_cuda() ? "cuda:" + std::to_string(tensor.get_device_index())
+                            : "another kind of device";
+}
+
 const char* dtype_name(ScalarType dtype) {
   switch (dtype) {
     case ScalarType::Float:

@@ -24,6 +24,7 @@ struct ImageSize {
 };
 
 std::string shape_name(const Tensor& tensor);
+std::string place_name(const Tensor& tensor);
 std::string list_name(const std::vector<int64_t>& values);
 const char* dtype_name(ScalarType dtype);
 bool is_floating(ScalarType dtype);
