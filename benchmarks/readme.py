@@ -47,7 +47,7 @@ def tables() -> dict[str, tuple[str, Sequence[str]]]:
         raise ValueError(f"no comparison of {', '.join(HEADLINE)} in {RESULTS}")
     modules = (source for machine in machines for source in machine.of("benchmarks"))
     return {
-        "speed": ("README.md", lines_of([speed_table(collect([RESULTS]))])),
+        "speed": ("README.md", lines_of(map(speed_table, machines))),
         "modules": ("README.md", lines_of(map(namesakes_table, modules))),
         "headline": ("docs/benchmarks.md", headline),
         "predicted": ("docs/how/time-model.md", predicted_networks()),
