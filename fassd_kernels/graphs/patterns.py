@@ -161,11 +161,12 @@ def gated(node: Node) -> tuple[Node, Node] | None:
     """The image that a node multiplies by one value per channel, and these values."""
     if node.target not in PRODUCTS or node.kwargs or len(node.args) != 2:
         return None
-    for image, gate in (node.args, node.args[::-1]):
+    factors: tuple[Any, ...] = node.args
+    for image, gate in (factors, factors[::-1]):
         if is_image(image) and is_image(gate) and value(image).dtype == value(gate).dtype:
             n, channels, *_ = value(image).shape
             if image is not gate and same_sizes(value(gate).shape, (n, channels, 1, 1)):
-                return image, gate  # type: ignore[return-value]  # both are nodes
+                return image, gate
     return None
 
 

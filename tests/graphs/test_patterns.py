@@ -114,7 +114,8 @@ def test_what_is_written_in_place_is_what_is_read_afterwards() -> None:
             y = self.first(x).clone()
             z = self.second(y.relu_())
             z.add_(y)
-            return self.block(z) + y.mul_(2)  # type: ignore[no-any-return]
+            result: Tensor = self.block(z) + y.mul_(2)
+            return result
 
     model = shaken(Before())
     fast, recorded = compiled(model)
@@ -167,19 +168,21 @@ def test_what_writes_into_shared_memory_runs_as_it_stands(
 
     class Input(Views):
         def forward(self, x: Tensor) -> Tensor:
-            return self.conv(x.relu_())  # type: ignore[no-any-return]
+            y: Tensor = self.conv(x.relu_())
+            return y
 
     class Operator(Views):
         def forward(self, x: Tensor) -> Tensor:
-            y = self.conv(x)
+            y: Tensor = self.conv(x)
             torch.ops.aten.relu_.default(y)
-            return y + 1  # type: ignore[no-any-return]
+            return y + 1
 
     class Power(Views):
         def forward(self, x: Tensor) -> Tensor:
-            y = z = self.conv(x)
+            z: Tensor = self.conv(x)
+            y = z
             y **= 2
-            return y + z  # type: ignore[no-any-return]
+            return y + z
 
     for kind in (Views, Input, Operator, Power):
         model = kind().eval()
