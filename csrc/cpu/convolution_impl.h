@@ -11,6 +11,8 @@ int64_t conv_scratch(const Conv<T>& conv) {
       return directly + WinogradPlan<T, 2>(conv).total();
     case Method::winograd4:
       return directly + WinogradPlan<T, 4>(conv).total();
+    case Method::lines:
+      return directly + LinePlan<T>(conv).total(conv);
     case Method::tiles:
       return TilePlan(conv).total(conv);
     default:
@@ -32,6 +34,11 @@ void conv(const Conv<T>& conv, const Part& part, T* scratch) {
     }
     if (conv.method == Method::winograd4) {
       return convolve_by_winograd<4>(conv, part, scratch);
+    }
+    if (conv.method == Method::lines) {
+      return fills_lines(conv)
+                 ? convolve_lines(conv, part, scratch)
+                 : convolve_directly(conv, conv.direct_weights(conv.owner), part, scratch);
     }
   }
   convolve_directly(conv, conv.weights, part, scratch);

@@ -73,12 +73,15 @@ constexpr int64_t depthwise_rows = 4;
 
 // How a convolution is computed: a sum over taps, or for 3x3 kernels at stride and dilation 1
 // Winograd's F(4x4, 3x3), 36 products where the sum takes 144, or F(2x2, 3x3), 16 where it takes
-// 36; of bfloat16 products of tiles, where the CPU has them.
-enum class Method { direct, winograd2, winograd4, tiles };
+// 36; for 3x1 and 1x3 kernels F(4, 3) along their axis, 6 where it takes 12; of bfloat16 products
+// of tiles, where the CPU has them.
+enum class Method { direct, winograd2, winograd4, tiles, lines };
 
 // Output pixels on a side of a tile: where parts of the work may begin.
 constexpr int64_t tile_side(Method method) {
-  return method == Method::winograd4 ? 4 : method == Method::winograd2 ? 2 : 1;
+  return method == Method::winograd4 || method == Method::lines ? 4
+         : method == Method::winograd2                          ? 2
+                                                                : 1;
 }
 
 // How the terms and the weights of products of tiles lie. Pixels are brought into columns of tiles

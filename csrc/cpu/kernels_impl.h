@@ -5,6 +5,7 @@
 //     multiply_impl.h      the product of weights and planes, in registers
 //     direct_impl.h        direct convolution
 //     winograd_impl.h      convolution by Winograd's method
+//     line_impl.h          the same along one axis
 //     tile_products_impl.h products of tiles
 //     tile_rows_impl.h     rows of images to columns of tiles
 //     tiles_impl.h         convolution of bfloat16 by products of tiles
@@ -36,6 +37,8 @@ namespace {
 #include "direct_impl.h"
 //
 #include "winograd_impl.h"
+//
+#include "line_impl.h"
 //
 #include "tile_products_impl.h"
 //

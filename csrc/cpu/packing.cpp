@@ -39,6 +39,19 @@ TileLayout tile_layout(const Tensor& weight) {
   return {weight.size(1), weight.size(3)};
 }
 
+// Values of Winograd's form that stand for a kernel.
+constexpr int64_t winograd_values(Method method) {
+  const int64_t reach = tile_side(method) + 2;
+  return method == Method::lines ? reach : reach * reach;
+}
+
+// All values that do. Behind those of lines are the taps, for rows that lines do not fill.
+constexpr int64_t values_per_kernel(Method method, int64_t taps) {
+  return method == Method::direct  ? taps
+         : method == Method::lines ? winograd_values(method) + taps
+                                   : winograd_values(method);
+}
+
 // Values of T that a packed weight has behind its header.
 template <typename T>
 int64_t packed_values(const Tensor& weight, Method method) {
@@ -49,9 +62,8 @@ int64_t packed_values(const Tensor& weight, Method method) {
                {panels, weight.size(2), tiles.columns, tiles.steps, TileLayout::values, 2}) /
            int64_t(sizeof(T));
   }
-  const int64_t reach = tile_side(method) + 2;
-  const int64_t taps = method == Method::direct ? weight.size(2) * weight.size(3) : reach * reach;
-  return checked_product({weight.size(0), weight.size(1), taps});
+  const int64_t taps = weight.size(2) * weight.size(3);
+  return checked_product({weight.size(0), weight.size(1), values_per_kernel(method, taps)});
 }
 
 // G of Winograd's F(2, 3) and F(4, 3), a row per value.
@@ -63,9 +75,13 @@ constexpr double g4[6][3] = {{1, 0, 0},
                              {1. / 15, -2. / 15, 4. / 15},
                              {0, 0, 1}};
 
-// (G g G^T)[i][j]; in double, rounded once.
-double transformed(Method method, const double g[3][3], int64_t i, int64_t j) {
-  const double (*const of)[3] = method == Method::winograd4 ? g4 : g2;
+// Value k of G g G^T, or of G g; in double, rounded once.
+double transformed(Method method, const double g[3][3], int64_t k) {
+  const double (*const of)[3] = method == Method::winograd2 ? g2 : g4;
+  const int64_t reach = tile_side(method) + 2, i = k / reach, j = k % reach;
+  if (method == Method::lines) {
+    return of[k][0] * g[0][0] + of[k][1] * g[0][1] + of[k][2] * g[0][2];
+  }
   double sum = 0;
   for (int a = 0; a < 3; a++) {
     for (int b = 0; b < 3; b++) {
@@ -88,9 +104,20 @@ Method packed_method(const Tensor& packed) {
   return Method(int(read_header<T>(packed)[method_field]));
 }
 
-bool fits_winograd(const Tensor& weight, const Integers& stride, const Integers& dilation) {
-  return weight.size(2) == 3 && weight.size(3) == 3 && stride == Integers{1, 1} &&
-         dilation == Integers{1, 1};
+// Whether a convolution has a form of Winograd's of that kind. Of lines, those of a column are cut
+// at every fourth row, so that strips of a picture round alike; those of a row may lie apart.
+bool fits_winograd(Method method, const Tensor& weight, const Integers& stride,
+                   const Integers& dilation) {
+  const int64_t height = weight.size(2), width = weight.size(3);
+  if (stride != Integers{1, 1}) {
+    return false;
+  }
+  if (method == Method::lines) {
+    const int64_t d = dilation[1];
+    const bool apart = d == 1 || d == 2 || d == 4 || d == 8 || d == 16;
+    return (height == 3 && width == 1 && dilation[0] == 1) || (height == 1 && width == 3 && apart);
+  }
+  return height == 3 && width == 3 && dilation == Integers{1, 1};
 }
 
 // Whether `packed` is what `pack` gives for such a convolution, on whatever instruction set and in
@@ -103,13 +130,13 @@ bool is_packed(const Tensor& packed, const Tensor& weight, const Integers& strid
     return false;
   }
   const auto found = read_header<T>(packed);
-  if (!(found[method_field] >= 0 && found[method_field] <= T(int(Method::tiles)))) {
+  if (!(found[method_field] >= 0 && found[method_field] <= T(int(Method::lines)))) {
     return false;
   }
   const Method method = packed_method<T>(packed);
   const bool fits = method == Method::direct ||
                     (method == Method::tiles ? weight.scalar_type() == ScalarType::BFloat16
-                                             : fits_winograd(weight, stride, dilation));
+                                             : fits_winograd(method, weight, stride, dilation));
   // Other versions' tiles are other in number.
   const bool counted = method != Method::tiles || found[layout_field] == T(layout);
   if (!fits ||
@@ -152,7 +179,15 @@ Method method_for(const Tensor& weight, const Integers& stride, const Integers& 
   // The transformations are paid per input and per output channel: with few of one, the products
   // of the other do not earn them back. In double nothing asks for speed.
   const bool pays = weight.size(0) >= 6 && weight.size(1) >= 6;
-  if (sizeof(T) == 8 || !pays || !fits_winograd(weight, stride, dilation)) {
+  if (sizeof(T) == 8 || !pays) {
+    return Method::direct;
+  }
+  // Of lines fewer products are saved.
+  if (fits_winograd(Method::lines, weight, stride, dilation)) {
+    const bool many = weight.size(0) >= 24 && weight.size(1) >= 24;
+    return many ? Method::lines : Method::direct;
+  }
+  if (!fits_winograd(Method::winograd4, weight, stride, dilation)) {
     return Method::direct;
   }
   // Weights of very many channels take longer to come than to be multiplied, and F(4, 3) has more
@@ -166,8 +201,8 @@ Method method_for(const Tensor& weight, const Integers& stride, const Integers& 
 template <typename T>
 bool fill_blocks(const T* plain, const Tensor& weight, Method method, T* panels) {
   const int64_t out = weight.size(0), in = weight.size(1);
-  const int64_t taps = weight.size(2) * weight.size(3), reach = tile_side(method) + 2;
-  const int64_t rows = method == Method::direct ? taps : reach * reach;
+  const int64_t taps = weight.size(2) * weight.size(3);
+  const int64_t rows = method == Method::direct ? taps : winograd_values(method);
   const int64_t blocks = (out + kernels<T>().outputs - 1) / kernels<T>().outputs;
   std::atomic<bool> finite = true;
   parallel(blocks, [&](int64_t begin, int64_t end) {
@@ -186,9 +221,9 @@ bool fill_blocks(const T* plain, const Tensor& weight, Method method, T* panels)
             continue;
           }
           double g[3][3];
-          for (int tap = 0; tap < 9; tap++) g[tap / 3][tap % 3] = tap_value(tap);
+          for (int tap = 0; tap < taps; tap++) g[tap / 3][tap % 3] = tap_value(tap);
           for (int64_t k = 0; k < rows; k++) {
-            const T value = T(transformed(method, g, k / reach, k % reach));
+            const T value = T(transformed(method, g, k));
             put(k, value);
             if (!std::isfinite(value)) {
               finite.store(false, std::memory_order_relaxed);
@@ -256,6 +291,10 @@ Tensor pack(const Tensor& weight, Method method) {
                           ? fill_tiles(plain.data(), weight, tile_layout(weight),
                                        reinterpret_cast<uint16_t*>(to + header))
                           : fill_blocks<T>(plain.data(), weight, method, to + header);
+  if (method == Method::lines) {
+    fill_blocks<T>(plain.data(), weight, Method::direct,
+                   to + header + out * in * winograd_values(method));
+  }
   // Infinite weights would spread over whole tiles, as NaN.
   return finite ? packed : pack<T>(weight, Method::direct);
 }
@@ -334,11 +373,13 @@ Weights<T>::Weights(const char* op, const Tensor& weight, const OptionalTensor& 
 template <typename T>
 const T* Weights<T>::direct(const void* self) {
   const auto& weights = *static_cast<const Weights<T>*>(self);
+  const T* const panels = static_cast<const T*>(weights.packed_.const_data_ptr()) + header;
+  if (weights.method_ == Method::lines) {
+    return panels +
+           weights.weight_.size(0) * weights.weight_.size(1) * winograd_values(Method::lines);
+  }
   auto& [once, values] = *weights.direct_;
-  std::call_once(once, [&] {
-    const T* const panels = static_cast<const T*>(weights.packed_.const_data_ptr()) + header;
-    values = to_direct<T>(panels, weights.weight_, weights.method_);
-  });
+  std::call_once(once, [&] { values = to_direct<T>(panels, weights.weight_, weights.method_); });
   return values->data();
 }
 

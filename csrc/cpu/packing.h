@@ -3,6 +3,8 @@
 // For each block of output channels (for_output_blocks in multiply_impl.h):
 //     direct:    [tap][input channel][output channel of the block]
 //     Winograd:  [16 or 36 values of G g G^T][input channel][output channel of the block]
+//     of lines:  [6 values of G g][input channel][output channel of the block], then all blocks
+//                directly
 // and for products of tiles, in tiles of 32 terms by 16 output channels.
 //
 // Packing costs as much as reading the weights a few times: little for a large picture, a fifth of

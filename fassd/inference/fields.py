@@ -22,9 +22,9 @@ from fassd.models.layers import BNPReLU, ConvBNPReLU, ConvLayer
 from fassd.models.mda import MDA
 
 TILE = 4
-"""Maximum number of rows that a kernel of `fassd_kernels` computes together: Winograd's F(4x4,
-3x3). All of a tile's input affects the rounding of each of its rows, so a tile is computed
-completely or cut off."""
+"""Maximum number of rows that a kernel of `fassd_kernels` computes together, by Winograd's method
+for 3x3 and 3x1. All of a tile's input affects the rounding of each of its rows, so a tile is
+computed completely or cut off."""
 
 KNOWN = (HarDBlock, ConvLayer, MDA, DAPF, AsymmetricAtrousBranch, ConvBNPReLU, BNPReLU)
 """Modules that only run their parts, in sequence or in parallel."""
@@ -88,7 +88,7 @@ def field_of(parts: Iterable[tuple[str, nn.Module]], size: tuple[int, int]) -> F
     rows, columns, reach, values = 1, 1, 0, 0.0
     for name, leaf in _leaves(parts):
         across, down = window_of(leaf, 1), window_of(leaf, 0)
-        tiled = isinstance(leaf, nn.Conv2d) and leaf.kernel_size == (3, 3)
+        tiled = isinstance(leaf, nn.Conv2d) and leaf.kernel_size[0] == 3
         tiled = tiled and down.stride == down.dilation == 1
         reach += rows * (down.reach + (TILE - 1 if tiled else 0))
         rows, columns = rows * down.stride, columns * across.stride

@@ -48,19 +48,24 @@ WINOGRAD = CallConvolution((6, 8, 3, 3), pixels=1000)
 
 
 @pytest.mark.parametrize(
-    ("convolution", "fits"),
+    ("convolution", "saving"),
     [
-        (WINOGRAD, True),
-        (CallConvolution((5, 8, 3, 3), 1), False),
-        (CallConvolution((6, 5, 3, 3), 1), False),
-        (CallConvolution((6, 8, 3, 1), 1), False),
-        (CallConvolution((6, 8, 1, 1), 1), False),
-        (CallConvolution((6, 8, 3, 3), 1, stride=(2, 2)), False),
-        (CallConvolution((6, 8, 3, 3), 1, dilation=(12, 12)), False),
+        (WINOGRAD, 4),
+        (CallConvolution((5, 8, 3, 3), 1), 1),
+        (CallConvolution((6, 5, 3, 3), 1), 1),
+        (CallConvolution((24, 25, 3, 1), 1, dilation=(1, 9)), 2),
+        (CallConvolution((24, 25, 1, 3), 1, dilation=(3, 8)), 2),
+        (CallConvolution((24, 25, 3, 1), 1, dilation=(2, 1)), 1),
+        (CallConvolution((24, 25, 1, 3), 1, dilation=(1, 12)), 1),
+        (CallConvolution((24, 23, 1, 3), 1), 1),
+        (CallConvolution((24, 25, 1, 3), 1, stride=(1, 2)), 1),
+        (CallConvolution((6, 8, 1, 1), 1), 1),
+        (CallConvolution((6, 8, 3, 3), 1, stride=(2, 2)), 1),
+        (CallConvolution((6, 8, 3, 3), 1, dilation=(12, 12)), 1),
     ],
 )
-def test_which_convolutions_take_winograds_form(convolution, fits):
-    assert convolution.fits_winograd is fits
+def test_products_that_winograds_form_saves(convolution, saving):
+    assert convolution.saving == saving
 
 
 def test_prediction_by_hand():

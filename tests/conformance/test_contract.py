@@ -103,16 +103,19 @@ def test_non_finite_pixels_on_an_axis_that_keeps_its_size(subject, value, size):
 @pytest.mark.operators("conv_act", "hardblock")
 def test_infinite_weights(subject):
     """Where no padding is (there, compiled backends multiply it too), as in the reference."""
-    call = cases.conv_act(channels=(8,), out_channels=9, size=(9, 40))
+    calls = [
+        cases.conv_act(channels=(24,), out_channels=25, size=(9, 64), kernel=kernel)
+        for kernel in ((3, 3), (3, 1), (1, 3))
+    ]
     if subject.operator == "hardblock":
-        call = cases.hardblock(channels=8, widths=(9,), size=(9, 40))
-    call = call.to(torch.float32, subject.device).map(torch.clone)
-    weight = call.tensors[1]
-    weight[4, 3, 1, 1] = float("inf")
-    assert weight.shape == (9, 8, 3, 3)
-    result, right = subject(call), call(call.row.reference)
-    assert torch.equal(result.isposinf(), right.isposinf()) and right.isposinf().any()
-    assert torch.equal(result.isnan(), right.isnan())
+        calls = [cases.hardblock(channels=8, widths=(9,), size=(9, 40))]
+    for call in calls:
+        call = call.to(torch.float32, subject.device).map(torch.clone)
+        weight = call.tensors[1]
+        weight[4, 3, weight.shape[2] // 2, weight.shape[3] // 2] = float("inf")
+        result, right = subject(call), call(call.row.reference)
+        assert torch.equal(result.isposinf(), right.isposinf()) and right.isposinf().any()
+        assert torch.equal(result.isnan(), right.isnan())
 
 
 # Of many channels, the C++ backend alone has another algorithm, and others take minutes.
@@ -126,11 +129,25 @@ def test_huge_pixels_times_zero(subject, channels, value):
     """Infinity times a weight of zero is NaN, for each of the nine; large pixels stay numbers."""
     in_channels, out_channels = channels
     call = cases.conv_act(channels=(in_channels,), out_channels=out_channels, size=(9, 40))
+    check_huge_pixels(subject, call, value)
+
+
+@pytest.mark.operators("conv_act")
+@pytest.mark.parametrize("kernel", [(3, 1), (1, 3)])
+@pytest.mark.parametrize("value", [*NON_FINITE, 3e35])
+def test_huge_pixels_of_a_line_times_zero(subject, kernel, value):
+    call = cases.conv_act(
+        channels=(24,), out_channels=25, size=(9, 64), kernel=kernel, dilation=(1, 2)
+    )
+    check_huge_pixels(subject, call, value)
+
+
+def check_huge_pixels(subject: Subject, call: Call, value: float) -> None:
     call = call.to(torch.float32, subject.device).map(torch.clone)
     image, weight = call.tensors[:2]
     image[0, 3, 4, ::20] = value
-    for tap in range(9):
-        weight[tap, 3, tap // 3, tap % 3] = 0
+    for tap in range(weight[0, 0].numel()):
+        weight[tap, 3].view(-1)[tap] = 0
     assert compare_non_finite(subject, call) > 0 or value == 3e35
 
 
@@ -162,7 +179,7 @@ LARGE: dict[str, Call] = {
     **{name: cases.from_schema(name, 2, (61, 90)) for name in cases.UNKNOWN},
     "conv_act": cases.conv_act(batch=2, channels=(10, 18), out_channels=31, size=(61, 90)),
     "grouped_conv_act": cases.grouped_conv_act(2, 40, 40, 1, (61, 90), 5, residual=True),
-    "asymmetric_conv": cases.asymmetric_conv(2, 31, 31, 31, (61, 90), 8),
+    "asymmetric_conv": cases.asymmetric_conv(2, 31, 31, 31, (61, 120), 8),
     "dapf": cases.dapf(2, 28, 14, 28, (33, 50), (3, 12, 24)),
     "aspp": cases.aspp(2, 28, 14, 17, (33, 50), (3, 12)),
     "hardblock": cases.hardblock(2, 24, (10, 18, 10, 28), (33, 150)),

@@ -54,6 +54,28 @@ TABLE += [
         ((40, 3), "transposed"),
     )
 ]
+# Rows and columns long enough to be cut into lines of four pixels, which may lie apart.
+TABLE += [
+    dict(
+        channels=channels,
+        out_channels=33,
+        size=size,
+        kernel=kernel,
+        dilation=dilation,
+        residual=True,
+        activation="prelu",
+        layout=layout,
+    )
+    for channels, size, kernel, dilation, layout in (
+        ((25,), (23, 35), (3, 1), (1, 9), "channels_last"),
+        ((28, 3, 1), (9, 70), (3, 1), (1, 1), "sliced_channels"),
+        ((24,), (3, 64), (1, 3), (5, 1), "contiguous"),
+        ((26, 5), (2, 190), (1, 3), (1, 2), "sliced_channels_last"),
+        ((31,), (2, 120), (1, 3), (1, 4), "transposed"),
+        ((10, 18), (2, 128), (1, 3), (1, 8), "channels_last"),
+        ((40,), (2, 177), (1, 3), (1, 16), "stepped"),
+    )
+]
 FEW = (
     dict(channels=(10, 18), out_channels=17, size=(9, 11), kernel=(3, 3), batch=2, residual=True),
     dict(channels=(3,), out_channels=33, size=(9, 11), kernel=(1, 1), activation="relu"),

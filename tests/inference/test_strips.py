@@ -220,6 +220,16 @@ def test_a_field_covers_what_reaches_a_row(name):
     assert (field.stride, field.height, field.width) == (1, 512, 8)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "dilation", "reach"),
+    [((3, 3), 1, 4), ((3, 1), 1, 4), ((3, 1), 2, 2), ((1, 3), 1, 0), ((1, 1), 1, 0)],
+)
+def test_rows_of_a_tile_are_read_together(kernel, dilation, reach):
+    padding = [dilation * (side // 2) for side in kernel]
+    conv = nn.Conv2d(24, 24, kernel, padding=padding, dilation=dilation)
+    assert field_of([("conv", conv)], (64, 64)).reach == reach
+
+
 def test_a_field_of_strided_layers():
     network = fassd.create_model("fassd_net_l1", 19)
     parts = [(str(i), network.base[i]) for i in range(network.ends()[0])]

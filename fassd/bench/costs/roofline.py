@@ -18,11 +18,13 @@ from torch import Tensor
 from fassd.models.clock import sample
 from fassd_kernels.tuning.calls import OperatorCall
 
-WINOGRAD_SAVING = 144 / 36  # F(4x4, 3x3): 36 products for sixteen outputs of nine taps
-"""Ratio of the multiply-accumulates of the sum to those of the CPU kernels' Winograd form."""
-
 WINOGRAD_CHANNELS = 6
-"""Minimum input and output channels for using it (`method_for` in `csrc/cpu/packing.cpp`)."""
+LINE_CHANNELS = 24
+"""Minimum input and output channels for Winograd's form of 3x3 kernels, and of 3x1 and 1x3
+(`method_for` in `csrc/cpu/packing.cpp`)."""
+
+LINE_DILATIONS = (1, 2, 4, 8, 16)
+"""Dilations of 1x3 kernels that have one."""
 
 COPIED_BYTES = 256 << 20
 MATRIX_SIDES = (1024, 2048)
@@ -58,10 +60,18 @@ class CallConvolution:
         return math.prod(self.shape) * self.pixels
 
     @property
-    def fits_winograd(self) -> bool:
-        """True if the CPU kernels compute it in Winograd's form."""
-        plain = (self.stride, self.dilation, self.shape[2:]) == ((1, 1), (1, 1), (3, 3))
-        return plain and min(self.shape[:2]) >= WINOGRAD_CHANNELS
+    def saving(self) -> float:
+        """Ratio of the sum's multiply-accumulates to those that the CPU kernels take.
+
+        Winograd's F(4x4, 3x3) has 36 products for sixteen outputs of nine taps; F(4, 3), along the
+        axis of a 3x1 or 1x3, 6 for four outputs of three.
+        """
+        kernel, (down, across) = self.shape[2:], self.dilation
+        channels = min(self.shape[:2]) if self.stride == (1, 1) else 0
+        if channels >= WINOGRAD_CHANNELS and kernel == (3, 3) and down == across == 1:
+            return 144 / 36
+        apart = (kernel == (3, 1) and down == 1) or (kernel == (1, 3) and across in LINE_DILATIONS)
+        return 12 / 6 if channels >= LINE_CHANNELS and apart else 1.0
 
 
 @dataclass(frozen=True)
@@ -105,14 +115,13 @@ def predict(work: CallWork, machine: Machine) -> RooflineTime:
       kernels widen 16 bits as they load them (but for bfloat16 where the CPU has AMX, which takes
       less than this says). Neither Winograd's transformations nor biases,
       activations, pooling and interpolation count;
-    * 3x3 convolutions without stride and dilation, and with at least six channels on both sides,
-      are computed in Winograd's form, with fewer products by `WINOGRAD_SAVING`; all others take
-      every multiply-accumulate, those of taps in the padding included;
+    * convolutions that have a form of Winograd's take fewer products (`CallConvolution.saving`);
+      all others take every multiply-accumulate, those of taps in the padding included;
     * every input image is read and every output image written once, at the rate of a copy;
       weights, and what a call keeps in the cache, are free;
     * arithmetic and memory traffic overlap.
     """
-    products = sum(c.macs / (WINOGRAD_SAVING if c.fits_winograd else 1) for c in work.convolutions)
+    products = sum(c.macs / c.saving for c in work.convolutions)
     return RooflineTime(products / machine.macs_per_s, work.bytes / machine.bytes_per_s)
 
 
