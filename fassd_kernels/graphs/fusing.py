@@ -41,6 +41,10 @@ def fuse(module: GraphModule) -> list[Packing]:
         if found is not None:
             steps.append(fuse_convolution(module, found))
     for node in list(graph.nodes):
+        found = patterns.lone_norm(node)
+        if found is not None:
+            steps.append(fuse_convolution(module, found))
+    for node in list(graph.nodes):
         fuse_resizing(module, node)
         fuse_pooling(module, node)
         fuse_pair(module, node)
@@ -63,7 +67,8 @@ def fuse_convolution(module: GraphModule, conv: Convolution) -> Packing:
             last = following
         return found
 
-    norm, residual = read(patterns.norm), read(patterns.addend)
+    norm = conv.norm or read(patterns.norm)
+    residual = read(patterns.addend)
     activation, slope = read(patterns.activation) or ("none", None)
     if conv.grouped:
         options = (conv.weight, conv.bias, norm, slope, conv.stride, conv.dilation, activation)

@@ -72,16 +72,22 @@ def only_user(node: Node) -> Node | None:
 
 @dataclass
 class Convolution:
-    """A convolution with "same" padding that `conv_act` or `grouped_conv_act` computes."""
+    """A convolution with "same" padding that `conv_act` or `grouped_conv_act` computes.
+
+    Attributes:
+        weight: None for ones, where a batch norm stands alone.
+        norm: batch norm that stands alone.
+    """
 
     node: Node
     image: Node
-    weight: Node
+    weight: Node | None
     bias: Node | None
     kernel: Static
     stride: Static
     dilation: Static
     groups: int
+    norm: Norm | None = None
 
     @property
     def grouped(self) -> bool:
@@ -143,6 +149,19 @@ def norm(node: Node, image: Node) -> Norm | None:
     eps = given.get("eps", 1e-5)  # a node, once it was changed
     counts = tensors[0] is not None and tensors[1] is not None and isinstance(eps, float)
     return Norm(tensors, eps) if counts and known and not given.get("training", False) else None
+
+
+def lone_norm(node: Node) -> Convolution | None:
+    """The batch norm that a node applies to an image on a CPU, as a depthwise 1x1 convolution.
+
+    That takes one pass together with an activation, in memory that is used again.
+    """
+    image: Any = arguments(node, ("input",)).get("input")
+    found = norm(node, image) if is_image(image) and value(image).is_cpu else None
+    if found is None or value(found.tensors[0]).dtype != value(image).dtype:
+        return None
+    one, channels = (1, 1), int(value(image).shape[1])
+    return Convolution(node, image, None, None, one, one, one, channels, found)
 
 
 def addend(node: Node, image: Node) -> Node | None:

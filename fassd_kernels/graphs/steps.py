@@ -112,6 +112,8 @@ class Packing(nn.Module):
             names = ("running_mean", "running_var", "weight", "bias")
             found = dict(zip(names, map(read, norm.tensors), strict=True))
             batch_norm = SimpleNamespace(**found, eps=norm.eps)
+            if weight is None:
+                conv.weight = torch.ones_like(batch_norm.running_var)[:, None, None, None]
         dtype = conv.weight.dtype
         weights, biases = fold(conv, batch_norm, dtype)
         slopes = torch.tensor(slope) if isinstance(slope, float) else read(slope)

@@ -213,7 +213,46 @@ def test_a_result_read_twice_is_written() -> None:
     with torch.no_grad():
         for ours, theirs in zip(fast(x), model(x), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-    assert recorded.kinds[:2] == ["Step", "batch_norm"]
+    assert recorded.kinds == ["Step", "GroupedStep"]
+
+
+class Normalized(nn.Module):
+    """Batch norms without a convolution before them, as in pre-activated blocks and decoders."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(map(nn.BatchNorm2d, (3, 5, 8)))
+        self.up = nn.ConvTranspose2d(3, 5, 3, 2, 1, 1)
+        self.head, self.prelu = nn.Conv2d(8, 5, 1), nn.PReLU(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.up(F.relu(self.norms[0](x)))
+        z = F.relu(self.norms[1](y) + y)
+        wide = F.interpolate(x, scale_factor=2.0)
+        return self.head(self.prelu(self.norms[2](torch.cat([z, wide], 1))))
+
+
+@FORMS
+def test_batch_norms_behind_no_convolution() -> None:
+    model = shaken(Normalized())
+    fast, recorded = compiled(model)
+    agree(fast, model, torch.randn(2, 3, 13, 9))
+    assert recorded.kinds == [
+        *("GroupedStep", "y", "GroupedStep", "wide", "cat", "GroupedStep", "Step")
+    ]
+    with torch.no_grad():
+        model.norms[1].running_mean.data += 1  # type: ignore[union-attr, operator]
+    agree(fast, model, torch.randn(2, 3, 13, 9))
+
+
+def test_a_batch_norm_of_another_type_stays_pytorchs() -> None:
+    model = shaken(nn.Sequential(nn.Conv2d(3, 4, 1), nn.AvgPool2d(1), nn.BatchNorm2d(4)))
+    model[0].bfloat16()
+    fast, recorded = compiled(model)
+    x = torch.randn(1, 3, 6, 7).bfloat16()
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-2, atol=1e-2)
+    assert recorded.kinds == ["Step", "input_2", "input_3"]  # pooling and the batch norm
 
 
 class NonBottleneck1D(nn.Module):
