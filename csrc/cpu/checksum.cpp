@@ -1,6 +1,10 @@
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <numeric>
+#include <vector>
 
 // Called for every module of every picture, so by its address: the dispatcher would take longer to
 // pass the tensors than it takes to read them.
@@ -45,13 +49,28 @@ uint64_t checksum_of(const char* data, int64_t bytes) {
 }  // namespace
 
 // A checksum of `count` pieces of memory, each an address and a number of bytes; two that differ in
-// a value have equal ones one time in 2^64.
+// a value have equal ones one time in 2^64. Threads share blocks of the pieces: one alone reads at
+// half of the rate that two do.
 extern "C" __attribute__((visibility("default"))) uint64_t
 fassd_kernels_checksum(const int64_t* pieces, int64_t count) noexcept {
-  uint64_t sum = 0;
+  constexpr int64_t block = 256 * 1024;
+  struct Block {
+    const char* data;
+    int64_t bytes;
+    uint64_t sum;
+  };
+  std::vector<Block> blocks;
   for (int64_t i = 0; i < count; i++) {
     const char* const data = reinterpret_cast<const char*>(pieces[2 * i]);
-    sum = mix(sum, checksum_of(data, pieces[2 * i + 1]));
+    for (int64_t at = 0; at < pieces[2 * i + 1]; at += block) {
+      blocks.push_back({data + at, std::min(block, pieces[2 * i + 1] - at), 0});
+    }
   }
-  return sum;
+  torch::stable::parallel_for(0, blocks.size(), 8, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; b++) {
+      blocks[b].sum = checksum_of(blocks[b].data, blocks[b].bytes);
+    }
+  });
+  return std::accumulate(blocks.begin(), blocks.end(), uint64_t(count),
+                         [](uint64_t sum, const Block& each) { return mix(sum, each.sum); });
 }

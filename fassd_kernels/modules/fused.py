@@ -47,6 +47,13 @@ class Cached(NamedTuple):
     contents: Contents | None  # None: edits of the tensors cannot be detected
     dtype: torch.dtype
     packed: Packed
+    narrow: Packed  # the same for narrow images; empty until there is one
+
+
+NARROW = 8
+"""Maximum width of images whose 3x3 weights are packed without Winograd's form on a CPU: it is four
+times as large, and to read it takes longer than it saves. The height, in which strips differ from
+their picture, does not count."""
 
 
 class Known(threading.local):
@@ -205,7 +212,7 @@ class Fused(nn.Module):
         if autocasts(x.device.type) and dtype != torch.float64:
             dtype = torch.get_autocast_dtype(x.device.type)
             x = convert(x, dtype, type(self).__name__, "the input")
-        return x, self.packed(dtype, now)
+        return x, self.fitting(x, self.packed(dtype, now))
 
     def snapshot(self) -> Snapshot:
         """A snapshot of the module's present parts."""
@@ -289,8 +296,29 @@ class Fused(nn.Module):
         # Weights made in a mode that only propagates shapes are not cached.
         if lasting and all(type(tensor) is Tensor for tensor in packed["packed"]):
             # One assignment of one tuple: threads that meet here pack twice, with equal results.
-            self._packed = Cached(now, contents, dtype, packed)
+            self._packed = Cached(now, contents, dtype, packed, {})
         return packed
+
+    def fitting(self, x: Tensor, packed: Packed) -> Packed:
+        """The packed weights, or the same for images as narrow as `x`."""
+        cached = self._packed
+        if cached is None or cached.packed is not packed or x.dtype != torch.float32:
+            return packed
+        if not x.is_cpu or x.shape[3] > NARROW or self.backend_for(x) != "cpu":
+            return packed
+        if not cached.narrow:
+            with packing(cached.snapshot.tensors):
+                plans = [
+                    # At stride 2 there is no such form.
+                    ops.packer("cpu")(weight, stride=(2, 2))
+                    if weight.shape[2:] == (3, 3) and (*stride, *dilation) == (1, 1, 1, 1)
+                    else known
+                    for known, (weight, stride, dilation) in zip(
+                        packed["packed"], self.plan(packed), strict=True
+                    )
+                ]
+            cached.narrow.update(packed, packed=plans)
+        return cached.narrow
 
     def check_storages(self) -> None:
         """Raise RuntimeError if a tensor that is folded has lost its memory, as under FSDP."""

@@ -22,9 +22,10 @@ from kernels.conftest import (
 from torch import Tensor, nn
 
 import fassd_kernels
-from fassd.models import MDA
+from fassd.models import MDA, HarDBlock
 from fassd.models.layers import ConvLayer
 from fassd_kernels.modules import Fused, snapshot
+from fassd_kernels.modules.fused import NARROW
 
 Change = Callable[[nn.Module], None]
 
@@ -253,3 +254,23 @@ def test_a_compiler_notices_what_stands_below_forward(change: Callable[[nn.Modul
     with torch.no_grad():
         result = torch.compile(fused, fullgraph=True, backend="aot_eager")(x)
         assert relative_error(result, plain(x)) <= FLOAT32
+
+
+NARROWED = (lambda: MDA(16, 2), lambda: ConvLayer(7, 9), lambda: HarDBlock(8, 10, 1.7, 4))
+
+
+@pytest.mark.parametrize("make", NARROWED, ids=["MDA", "ConvLayer", "HarDBlock"])
+def test_weights_for_narrow_images(make: Callable[[], nn.Module]) -> None:
+    """They lack Winograd's form, and follow every change like the others."""
+    torch.manual_seed(0)
+    fused = fuse(shake(make()).eval())
+    channels = fused.lead_weight().shape[1]
+    wide, narrow = (torch.randn(1, channels, 11, NARROW + more) for more in (1, 0))
+    with torch.no_grad():
+        fused(wide)
+        assert not fused._packed.narrow
+        fused(narrow)
+    packed, own = fused._packed.packed["packed"], fused._packed.narrow["packed"]
+    assert sum(map(Tensor.numel, own)) < sum(map(Tensor.numel, packed))
+    for image in (narrow, wide):
+        check_noticed(fused, image, edit_in_place)
