@@ -1,4 +1,4 @@
-"""Quantisation after training: convolutions in bytes, with ranges measured on calibration inputs."""
+"""Quantisation after training: convolutions in bytes, with ranges of calibration inputs."""
 
 from __future__ import annotations
 

@@ -143,12 +143,13 @@ def resize_parts(graph: Graph) -> None:
     for node in list(graph.nodes):
         found = patterns.resized(node)
         images = patterns.concatenated(found.image) if found else []
-        if len(images) < 2:
+        if found is None or len(images) < 2:
             continue
-        first, parts = 0, []
+        whole, first, parts = found.image, 0, []
         with graph.inserting_before(node):
             for image in images:
-                part = graph.node_copy(node, lambda n, to=image: to if n is found.image else n)
+                part = graph.node_copy(node)
+                part.replace_input_with(whole, image)
                 last = first + int(value(image).shape[1])
                 part.meta = {**node.meta, "example_value": value(node)[:, first:last]}
                 parts.append(part)

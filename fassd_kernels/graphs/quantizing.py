@@ -1,4 +1,4 @@
-"""Convolutions of bytes in place of those of a graph, with ranges measured on calibration inputs."""
+"""Convolutions of bytes in place of those of a graph."""
 
 from __future__ import annotations
 
