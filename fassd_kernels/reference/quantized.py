@@ -95,7 +95,9 @@ def quantized_conv_act(
             else residual.double()
         )
     y = activate(y, activation, None if slope is None else slope.double())
-    y = y if pool == 1 else F.avg_pool2d(y, pool)
+    size = [side // pool for side in y.shape[2:]]
+    # PyTorch refuses to make an empty image.
+    y = F.avg_pool2d(y, pool) if min(size) > 0 else y.new_empty((*y.shape[:2], *size))
     return quantize(y, scale, zero) if dtype == torch.uint8 else channels_last(y.to(dtype))
 
 
@@ -124,3 +126,33 @@ def quantized_upsample(input: Tensor, size: Sequence[int], align_corners: bool) 
         N x C x size, uint8, channels_last.
     """
     return upsample(input.double(), size, align_corners=align_corners).round().to(torch.uint8)
+
+
+def quantized_sum(
+    inputs: Sequence[Tensor],
+    factors: Tensor,
+    bias: Tensor,
+    slope: Tensor | None,
+    *,
+    scale: float,
+    zero: int,
+    activation: str = "none",
+) -> Tensor:
+    """``act(factors[0] * inputs[0] + factors[1] * inputs[1] + ... + bias)``, to bytes.
+
+    Args:
+        inputs: at least one N x C x H x W image, uint8, of which the bytes are taken as numbers, or
+            float32, bfloat16 or float16.
+        factors: factor of each input's channels, len(inputs) x C, float32.
+        bias: vector of C values, float32. It contains what the inputs' zero points add up to.
+        slope: vector of C values, float32: PReLU's slopes for negative values; otherwise None.
+        scale, zero: those of the result.
+        activation: activation, as in :func:`conv_act`.
+
+    Returns:
+        N x C x H x W, uint8, channels_last.
+    """
+    parts = zip(inputs, factors.double()[..., None, None], strict=True)
+    y = sum((factor * x.double() for x, factor in parts), bias.double()[:, None, None])
+    y = activate(y, activation, None if slope is None else slope.double())
+    return quantize(y, scale, zero)
