@@ -220,7 +220,8 @@ struct TileEmulation {
   static constexpr bool native = false;
   static constexpr int terms = 64 / sizeof(Element), group = 4 / sizeof(Element);
 
-  // In this order: at the same place in both, GCC 12 folds their functions, and warns of the bounds.
+  // In this order: at the same place in both, GCC 12 folds their functions, and warns of the
+  // bounds.
   Sum weights[2][terms][16], sums[4][16][16];
   const Element* pixels[2];
   int64_t apart;  // bytes from pixel to pixel

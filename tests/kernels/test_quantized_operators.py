@@ -88,7 +88,7 @@ def check(tensors, keywords):
     assert torch.equal(OPS.quantized_conv_act(*tensors, **keywords), result), "packed within"
 
 
-def compare(result, right):
+def compare(result, right, ties=0.002):
     assert result.shape == right.shape and result.dtype == right.dtype
     assert result.is_contiguous(memory_format=torch.channels_last)
     if result.numel() == 0:
@@ -96,8 +96,7 @@ def compare(result, right):
     apart = (result.double() - right.double()).abs()
     if result.dtype == torch.uint8:
         assert apart.max() <= 1
-        # Between two bytes: few among many values.
-        assert apart.sum() <= 1 + 0.002 * result.numel()
+        assert apart.sum() <= 1 + ties * result.numel()
     else:
         assert apart.norm() <= LIMITS[result.dtype] * right.double().norm()
 
@@ -195,7 +194,8 @@ def test_quantize(dtype, layout):
 def test_upsampling(size, align_corners, layout, channels):
     x = layout(2, channels, 7, 9)
     result = OPS.quantized_upsample(x, size, align_corners)
-    compare(result, quantized.quantized_upsample(x, size, align_corners))
+    # Means of bytes often lie in the middle between two.
+    compare(result, quantized.quantized_upsample(x, size, align_corners), ties=0.02)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -264,7 +264,9 @@ def test_instruction_sets(choice, tmp_path):
     if "which this CPU does not offer" in run.stderr:
         pytest.skip(f"this CPU has no {choice}")
     assert run.returncode == 0, run.stderr
-    for result, arguments, named in zip(torch.load(tmp_path / "results"), *calls, strict=True):
+    for result, arguments, named in zip(
+        torch.load(tmp_path / "results"), tensors, keywords, strict=True
+    ):
         compare(result, quantized.quantized_conv_act(*arguments, **named))
 
 
@@ -286,7 +288,7 @@ REFUSED = [
     ({"packed": torch.zeros(80).byte()}, "are not what pack_quantized_weight gives for a weight"),
     ({"scale": float("inf")}, "scale is inf; expected a finite number above 0"),
     ({"zero": 256}, "zero is 256; expected a byte"),
-    ({"dtype": torch.float64}, "dtype is torch.float64; expected uint8, float32"),
+    ({"dtype": torch.float64}, "dtype is torch.float64; expected torch.uint8, float32"),
     ({"stride": [0, 1]}, r"stride is \[0, 1\]; expected at least 1"),
     ({"stride": [1, 9]}, "expected a horizontal stride of at most 8"),
     ({"dilation": [1, 513]}, "a horizontal dilation of at most 512"),
@@ -312,11 +314,13 @@ def test_errors_of_the_others():
     with pytest.raises(RuntimeError, match=r"quantized_sum: inputs\[1\] has 2 channels, but"):
         images = [pixels(1, 3, 4, 5), pixels(1, 2, 4, 5)]
         OPS.quantized_sum(images, torch.zeros(2, 3), torch.zeros(3), None, scale=1.0, zero=0)
-    with pytest.raises(RuntimeError, match="quantize: input has dtype torch.uint8; expected float"):
+    with pytest.raises(
+        RuntimeError, match=r"quantize: input has dtype torch.uint8; expected float"
+    ):
         OPS.quantize(pixels(1, 2, 3, 4), 0.1, 0)
     with pytest.raises(RuntimeError, match="quantize: scale is -1; expected a finite number"):
         OPS.quantize(torch.zeros(1, 2, 3, 4), -1.0, 0)
-    with pytest.raises(RuntimeError, match="quantized_upsample: input has dtype torch.float32"):
+    with pytest.raises(RuntimeError, match=r"quantized_upsample: input has dtype torch.float32"):
         OPS.quantized_upsample(torch.zeros(1, 2, 3, 4), (6, 8), True)
     with pytest.raises(RuntimeError, match=r"quantized_upsample: size is \[0, 8\]; expected"):
         OPS.quantized_upsample(pixels(1, 2, 3, 4), (0, 8), True)
