@@ -95,7 +95,9 @@ def quantized_conv_act(
             else residual.double()
         )
     y = activate(y, activation, None if slope is None else slope.double())
-    y = y if pool == 1 else F.avg_pool2d(y, pool)
+    size = [side // pool for side in y.shape[2:]]
+    # PyTorch refuses to make an empty image.
+    y = F.avg_pool2d(y, pool) if min(size) > 0 else y.new_empty((*y.shape[:2], *size))
     return quantize(y, scale, zero) if dtype == torch.uint8 else channels_last(y.to(dtype))
 
 
