@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,17 +12,14 @@ from fassd_kernels.graphs.ranges import Grid
 from fassd_kernels.graphs.steps import Packing, Read
 from fassd_kernels.modules.fused import kept
 from fassd_kernels.packing import batch_norm_affine
-from fassd_kernels.reference import quantized
+
+OPS = torch.ops.fassd_kernels
 
 LARGEST = 127
 """Largest weight; -128 is not used."""
 
 TINY = 1e-30
 """Least largest weight of an output: of one without weights other than 0."""
-
-
-def operator(name: str) -> Callable[..., Tensor]:
-    return getattr(quantized, name)
 
 
 class Quantize(nn.Module):
@@ -33,14 +30,14 @@ class Quantize(nn.Module):
         self.grid = grid
 
     def forward(self, image: Tensor) -> Tensor:
-        return operator("quantize")(image, *self.grid)
+        return OPS.quantize(image, *self.grid)
 
 
 class QuantizedUpsample(nn.Module):
     """A resized image of bytes."""
 
     def forward(self, image: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
-        return operator("quantized_upsample")(image, size, align_corners)
+        return OPS.quantized_upsample(image, size, align_corners)
 
 
 class QuantizedStep(Packing):
@@ -87,7 +84,7 @@ class QuantizedStep(Packing):
             "factor": kept(factor.float()),
             "bias": kept(bias.float()),
             "slope": None if slope is None else kept(slope.float()),
-            "packed": operator("pack_quantized_weight")(weight, **place),
+            "packed": OPS.pack_quantized_weight(weight, **place),
         }
         options = {
             "zeros": [grid.zero for grid, _ in self.sources],
@@ -102,7 +99,7 @@ class QuantizedStep(Packing):
 
     def forward(self, images: Sequence[Tensor], residual: Tensor | None = None) -> Tensor:
         """`act(conv(cat(images)) + bias + residual)`, or its means of 2 x 2 pixels."""
-        return operator("quantized_conv_act")(images, **self.tensors, residual=residual)
+        return OPS.quantized_conv_act(images, **self.tensors, residual=residual)
 
 
 class QuantizedSum(Packing):
@@ -134,4 +131,4 @@ class QuantizedSum(Packing):
 
     def forward(self, images: Sequence[Tensor]) -> Tensor:
         """`act(norm(sum(images)))`."""
-        return operator("quantized_sum")(images, **self.tensors)
+        return OPS.quantized_sum(images, **self.tensors)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +28,12 @@ from fassd_kernels.graphs.quantized_steps import (
 )
 from fassd_kernels.graphs.ranges import Grid, Histogram
 from fassd_kernels.graphs.steps import GroupedStep, Packing, Step, Upsample
+
+MOST_PRODUCTS = 65_793
+"""Products of bytes, the sum of which 32 bits hold."""
+
+LIMITS = {"stride": 8, "dilation": 512}
+"""Largest step and distance across an image that the kernels of bytes take."""
 
 
 class Observer(Interpreter):
@@ -141,9 +149,12 @@ class Lowering:
     def takes(self, node: Node) -> bool:
         """True if a node is a convolution for which there are kernels and ranges."""
         images: Any = node.args and node.args[0]
-        return isinstance(step_at(self.module, node), Step) and all(
-            image in self.measured for image in images
-        )
+        step = step_at(self.module, node)
+        if not isinstance(step, Step) or not all(image in self.measured for image in images):
+            return False
+        products = math.prod(value(step.placeholders[0]).shape[1:])
+        across = [step.options[name][1] for name in LIMITS]
+        return products <= MOST_PRODUCTS and all(map(operator.le, across, LIMITS.values()))
 
     def drop(self, node: Node) -> bool:
         """Keep a map in the model's type, if it is not yet, where not all nodes take bytes."""
