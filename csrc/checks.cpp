@@ -10,16 +10,10 @@ namespace {
 
 constexpr int64_t max_step = (int64_t(1) << 31) - 1;  // positions of taps stay within 64 bits
 
-const std::vector<Kernel> conv_act_kernels = {{3, 3}, {3, 1}, {1, 3}, {1, 1}};
 const std::vector<Kernel> grouped_conv_kernels = {{1, 1}, {3, 3}, {5, 5}, {7, 7}};
 
 std::string indexed(const char* name, size_t i) {
   return std::string(name) + "[" + std::to_string(i) + "]";
-}
-
-// Results along an axis.
-int64_t steps(int64_t size, int64_t stride) {
-  return size / stride + (size % stride != 0);
 }
 
 void check_device(const std::string& op, const std::string& name, const Tensor& tensor,
@@ -65,27 +59,6 @@ void check_images(const std::string& op, const char* name, const Tensors& images
   }
 }
 
-void check_weight(const std::string& op, const std::string& name, const Tensor& weight,
-                  int64_t in_channels, const Tensor& like, const std::vector<Kernel>& kernels) {
-  STD_TORCH_CHECK(weight.dim() == 4, op, ": ", name, " has shape ", shape_name(weight),
-                  "; expected four dimensions, O x I x kH x kW");
-  check_like(op, name, weight, "the input", like);
-  check_storage(op, name, weight);
-  std::string accepted;
-  for (const Kernel& kernel : kernels) {
-    accepted += (accepted.empty() ? "" : ", ") + std::to_string(kernel.first) + "x" +
-                std::to_string(kernel.second);
-  }
-  STD_TORCH_CHECK(std::find(kernels.begin(), kernels.end(),
-                            Kernel(weight.size(2), weight.size(3))) != kernels.end(),
-                  op, ": ", name, " has a ", weight.size(2), "x", weight.size(3),
-                  " kernel; expected ", accepted);
-  STD_TORCH_CHECK(weight.size(1) == in_channels, op, ": ", name, " takes ", weight.size(1),
-                  " input channels, but ", in_channels, " come in");
-  STD_TORCH_CHECK(weight.size(0) > 0, op, ": ", name, " has no output channels");
-  STD_TORCH_CHECK(in_channels > 0, op, ": ", name, " has no input channels");
-}
-
 void check_vector(const std::string& op, const std::string& name, const OptionalTensor& vector,
                   int64_t channels, const Tensor& like) {
   if (!vector) {
@@ -95,19 +68,6 @@ void check_vector(const std::string& op, const std::string& name, const Optional
                   shape_name(*vector), "; expected (", channels, ",), one per output channel");
   check_like(op, name, *vector, "the input", like);
   check_storage(op, name, *vector);
-}
-
-void check_positive(const std::string& op, const char* name, const Integers& values) {
-  STD_TORCH_CHECK(
-      std::all_of(values.begin(), values.end(), [](int64_t v) { return v >= 1 && v <= max_step; }),
-      op, ": ", name, " is ", list_name(values), "; expected at least 1, at most ", max_step);
-}
-
-// One value stands for both axes, as everywhere in PyTorch.
-Integers expand_pair(const std::string& op, const char* name, const Integers& values) {
-  STD_TORCH_CHECK(values.size() == 1 || values.size() == 2, op, ": ", name, " is ",
-                  list_name(values), "; expected one or two integers");
-  return {values.front(), values.back()};
 }
 
 const std::vector<std::string> activations = {"none",      "relu",        "prelu",   "relu6",
@@ -127,19 +87,6 @@ int check_word(const std::string& op, const char* name, const std::string& word,
     accepted += (i == 0 ? "" : ", ") + known[i];
   }
   STD_TORCH_CHECK(false, op, ": ", name, " is '", word, "'; expected one of ", accepted);
-}
-
-// Checks that an activation is known, and not after `last`, and that PReLU, and only PReLU, has a
-// slope per channel.
-Activation check_activation(const std::string& op, const std::string& name, const char* slope_name,
-                            const OptionalTensor& slope, int64_t channels, const Tensor& like,
-                            Activation last = Activation::gelu_tanh) {
-  const int found = check_word(op, "activation", name, activations, size_t(last) + 1);
-  STD_TORCH_CHECK(slope.has_value() == (name == "prelu"), op, ": activation is '", name, "' and ",
-                  slope_name, " is ", slope ? "given" : "missing", "; 'prelu' needs ", slope_name,
-                  ", the others take none");
-  check_vector(op, slope_name, slope, channels, like);
-  return Activation(found);
 }
 
 // Checks steps and epilogue of a convolution of `image`.
@@ -259,6 +206,50 @@ void check_picture(const char* op, const Tensor& image, const std::vector<double
 }
 
 }  // namespace
+
+void check_weight(const std::string& op, const std::string& name, const Tensor& weight,
+                  int64_t in_channels, const Tensor& like, const std::vector<Kernel>& kernels) {
+  STD_TORCH_CHECK(weight.dim() == 4, op, ": ", name, " has shape ", shape_name(weight),
+                  "; expected four dimensions, O x I x kH x kW");
+  check_like(op, name, weight, "the input", like);
+  check_storage(op, name, weight);
+  std::string accepted;
+  for (const Kernel& kernel : kernels) {
+    accepted += (accepted.empty() ? "" : ", ") + std::to_string(kernel.first) + "x" +
+                std::to_string(kernel.second);
+  }
+  STD_TORCH_CHECK(std::find(kernels.begin(), kernels.end(),
+                            Kernel(weight.size(2), weight.size(3))) != kernels.end(),
+                  op, ": ", name, " has a ", weight.size(2), "x", weight.size(3),
+                  " kernel; expected ", accepted);
+  STD_TORCH_CHECK(weight.size(1) == in_channels, op, ": ", name, " takes ", weight.size(1),
+                  " input channels, but ", in_channels, " come in");
+  STD_TORCH_CHECK(weight.size(0) > 0, op, ": ", name, " has no output channels");
+  STD_TORCH_CHECK(in_channels > 0, op, ": ", name, " has no input channels");
+}
+
+void check_positive(const std::string& op, const char* name, const Integers& values) {
+  STD_TORCH_CHECK(
+      std::all_of(values.begin(), values.end(), [](int64_t v) { return v >= 1 && v <= max_step; }),
+      op, ": ", name, " is ", list_name(values), "; expected at least 1, at most ", max_step);
+}
+
+Integers expand_pair(const std::string& op, const char* name, const Integers& values) {
+  STD_TORCH_CHECK(values.size() == 1 || values.size() == 2, op, ": ", name, " is ",
+                  list_name(values), "; expected one or two integers");
+  return {values.front(), values.back()};
+}
+
+Activation check_activation(const std::string& op, const std::string& name, const char* slope_name,
+                            const OptionalTensor& slope, int64_t channels, const Tensor& like,
+                            Activation last) {
+  const int found = check_word(op, "activation", name, activations, size_t(last) + 1);
+  STD_TORCH_CHECK(slope.has_value() == (name == "prelu"), op, ": activation is '", name, "' and ",
+                  slope_name, " is ", slope ? "given" : "missing", "; 'prelu' needs ", slope_name,
+                  ", the others take none");
+  check_vector(op, slope_name, slope, channels, like);
+  return Activation(found);
+}
 
 void check_storage(const std::string& op, const std::string& name, const Tensor& tensor) {
   const auto sizes = tensor.sizes(), strides = tensor.strides();

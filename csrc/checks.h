@@ -48,6 +48,25 @@ struct Checked {
   Measure measure = Measure::probability;
 };
 
+// Kernels of conv_act's weights.
+inline const std::vector<Kernel> conv_act_kernels = {{3, 3}, {3, 1}, {1, 3}, {1, 1}};
+
+// Parts of the checks of several operators. An activation is known, and not after `last`; PReLU,
+// and only PReLU, has a slope per channel. One value of a pair stands for both axes, as everywhere
+// in PyTorch.
+void check_weight(const std::string& op, const std::string& name, const Tensor& weight,
+                  int64_t in_channels, const Tensor& like, const std::vector<Kernel>& kernels);
+void check_positive(const std::string& op, const char* name, const Integers& values);
+Activation check_activation(const std::string& op, const std::string& name, const char* slope_name,
+                            const OptionalTensor& slope, int64_t channels, const Tensor& like,
+                            Activation last = Activation::gelu_tanh);
+Integers expand_pair(const std::string& op, const char* name, const Integers& values);
+
+// Results along an axis.
+inline int64_t steps(int64_t size, int64_t stride) {
+  return size / stride + (size % stride != 0);
+}
+
 // The check of each operator: a function of its arguments. For a weight to be packed, the size is
 // the weight's.
 #define OPERATOR(name, kind, text) Signature<Checked, arguments::name> check_##name;

@@ -7,6 +7,7 @@
 #include "cpu/capability.h"
 #include "cpu/pixel_losses.h"
 #include "cpu/pool.h"
+#include "cpu/quantized.h"
 #include "cpu/upsample.h"
 #include "operators.h"
 
@@ -33,6 +34,17 @@ STABLE_TORCH_LIBRARY(fassd_kernels, m) {
   m.def(
       "pixel_losses_backward(Tensor gradient, Tensor logits, Tensor labels, Tensor groups, "
       "int ignored) -> Tensor");
+  m.def("quantize(Tensor input, float scale, int zero) -> Tensor");
+  m.def(
+      "quantized_conv_act(Tensor[] inputs, Tensor weight, Tensor factor, Tensor bias, "
+      "Tensor? slope, Tensor? residual, Tensor packed, *, int[] zeros, float residual_scale=1., "
+      "int residual_zero=0, float scale=0., int zero=0, ScalarType dtype, int[2] stride=1, "
+      "int[2] dilation=1, str activation=\"none\", int pool=1) -> Tensor");
+  m.def("pack_quantized_weight(Tensor weight, int[2] stride, int[2] dilation) -> Tensor");
+  m.def("quantized_upsample(Tensor input, SymInt[2] size, bool align_corners) -> Tensor");
+  m.def(
+      "quantized_sum(Tensor[] inputs, Tensor factors, Tensor bias, Tensor? slope, *, float scale, "
+      "int zero, str activation=\"none\") -> Tensor");
   m.def("cpu_capability() -> str");
   m.def("release_memory() -> int");
   m.def("held_memory() -> int");
@@ -55,6 +67,11 @@ STABLE_TORCH_LIBRARY_IMPL(fassd_kernels, CPU, m) {
   m.impl("upsample_argmax_rows", TORCH_BOX(&fassd::cpu::upsample_argmax_rows));
   m.impl("upsample_confidence_rows", TORCH_BOX(&fassd::cpu::upsample_confidence_rows));
   m.impl("upsample_conv1x1_rows", TORCH_BOX(&fassd::cpu::upsample_conv1x1_rows));
+  m.impl("quantize", TORCH_BOX(&fassd::cpu::quantize));
+  m.impl("quantized_conv_act", TORCH_BOX(&fassd::cpu::quantized_conv_act));
+  m.impl("pack_quantized_weight", TORCH_BOX(&fassd::cpu::pack_quantized_weight));
+  m.impl("quantized_upsample", TORCH_BOX(&fassd::cpu::quantized_upsample));
+  m.impl("quantized_sum", TORCH_BOX(&fassd::cpu::quantized_sum));
   m.impl("pixel_losses", TORCH_BOX(&fassd::cpu::pixel_losses));
   m.impl("pixel_losses_backward", TORCH_BOX(&fassd::cpu::pixel_losses_backward));
 }

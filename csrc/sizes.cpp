@@ -77,6 +77,8 @@ const char* dtype_name(ScalarType dtype) {
       return "torch.bfloat16";
     case ScalarType::Byte:
       return "torch.uint8";
+    case ScalarType::Char:
+      return "torch.int8";
     case ScalarType::Int:
       return "torch.int32";
     case ScalarType::Long:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Iterable
 from typing import Any, TypeVar, cast, get_args
 
 import torch
@@ -15,6 +16,7 @@ from fassd.models.encoder import Encoder
 from fassd.models.layers import ConvLayer
 from fassd.models.network import FASSDNet
 from fassd_kernels.backends import AUTO, check_available, disabled, say_disabled
+from fassd_kernels.calibrate import calibrate, check_quantizable, quantized
 from fassd_kernels.checks import FLOATING, MAX_LABELS
 from fassd_kernels.graphs.captured import capture
 from fassd_kernels.modules import (
@@ -30,6 +32,7 @@ from fassd_kernels.modules import (
 from fassd_kernels.modules.fused import transforming
 from fassd_kernels.modules.network import OUTPUTS, RECORDED, Output
 from fassd_kernels.modules.parts import is_as_written, is_ours
+from fassd_kernels.modules.quantized import QuantizedNetwork
 from fassd_kernels.modules.snapshot import replaced_forward
 from fassd_kernels.reference.conv_act import channels_last
 from fassd_kernels.reference.upsample import Measure
@@ -54,6 +57,7 @@ def accelerate(
     inplace: bool = False,
     output: Output = "logits",
     measure: Measure = "margin",
+    calibration: Iterable[Any] | None = None,
 ) -> Model:
     """Replace modules of `model` by fused ones.
 
@@ -72,7 +76,8 @@ def accelerate(
         model: any module; a network of :mod:`fassd.models`, one by the original authors, a wrapper.
         dtype: float32, float16, bfloat16 or float64, to which the model is converted; floating
             inputs are then converted as well, and the output has this type. None keeps the model's
-            types.
+            types. int8 keeps them as well, but convolutions compute in bytes on a CPU, except the
+            first and the last one.
         backend: ``auto``, or the name of a backend from :func:`fassd_kernels.backends` to require.
         inplace: True changes `model` itself. False leaves it unchanged, and changes a deep copy.
         output: ``logits``, or ``labels`` for uint8 labels (N, H, W) instead, in eval mode, for a
@@ -82,6 +87,9 @@ def accelerate(
         measure: measure of certainty for ``labels+confidence``: the largest ``probability``, its
             ``margin`` over the second largest, or ``entropy`` (1 minus its ratio to that of equal
             probabilities).
+        calibration: for int8, inputs like those that the model will get, of any number and size: an
+            iterable of tensors, or of tuples for a model of several inputs. They are computed once,
+            in float, and the ranges of all maps measured.
 
     Returns:
         The model with fused modules; a fused module if `model` itself is one of those above. With
@@ -89,8 +97,10 @@ def accelerate(
 
     Raises:
         TypeError: `dtype` is not one of the above, `model` is not a module, or labels are requested
-            from a model that is not a FASSDNet.
-        ValueError: `output` or `measure` is not one of the above, or there are over 256 classes.
+            from a model that is not a FASSDNet; `calibration` is missing for int8, or is given for
+            another type.
+        ValueError: `output` or `measure` is not one of the above, or there are over 256 classes;
+            `calibration` is empty, or the model cannot compute it.
         BackendError: `backend` is unknown or not available; the message says why.
 
     Warns:
@@ -100,24 +110,33 @@ def accelerate(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
-    if dtype is not None and dtype not in FLOATING:
-        names = ", ".join(str(accepted) for accepted in FLOATING)
+    if dtype is not None and dtype not in (*FLOATING, torch.int8):
+        names = ", ".join(str(accepted) for accepted in (*FLOATING, torch.int8))
         raise TypeError(f"dtype is {dtype}; expected None or one of {names}")
+    if (dtype == torch.int8) != (calibration is not None):
+        raise TypeError(
+            "dtype=torch.int8 needs calibration, an iterable of inputs"
+            if calibration is None
+            else f"calibration is for dtype=torch.int8; dtype is {dtype}"
+        )
     check_output(model, output, measure)
     say_disabled()
     check_available(backend)
+    if dtype == torch.int8:
+        check_quantizable(model, backend)
     if not inplace:
         model = copy.deepcopy(model)
-    if dtype is not None:
-        model.to(dtype)
     done: dict[nn.Module, nn.Module | None] = {}
-    fused = swap(model, backend, done)
+    if dtype == torch.int8:
+        fused = quantized(model, backend, is_network(model))
+    else:
+        fused = swap(model if dtype is None else model.to(dtype), backend, done)
     if isinstance(fused, FusedNetwork):
         fused.output, fused.measure = output, measure
         fused.casts_input = dtype is not None
     elif dtype is not None:
         fused.register_forward_pre_hook(cast_inputs, with_kwargs=True)
-    captured = capture(fused)
+    captured = isinstance(fused, QuantizedNetwork) or capture(fused)
     if not any(done.values()) and not captured:
         warnings.warn(
             f"accelerate: {type(model).__name__} has no module that can be fused; "
@@ -132,6 +151,8 @@ def accelerate(
         lays_out = isinstance(fused, FusedNetwork) and isinstance(fused.base, Encoder)
         if not isinstance(first, Fused) and first.weight.is_cpu and not lays_out:
             fused.register_forward_pre_hook(lay_out_inputs, with_kwargs=True)
+    if calibration is not None and not disabled():
+        calibrate(fused, calibration)
     return cast(Model, fused)  # or a fused subclass of it
 
 

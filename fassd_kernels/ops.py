@@ -54,6 +54,14 @@ STRIPS = (
     "upsample_confidence_rows",
     "upsample_conv1x1_rows",
 )
+# Likewise, operators on quantised images; reference.quantized defines them.
+QUANTIZED = (
+    "quantize",
+    "quantized_conv_act",
+    "pack_quantized_weight",
+    "quantized_upsample",
+    "quantized_sum",
+)
 SCHEMAS = {name: row.schema for name, row in OPERATORS.items()}
 
 
@@ -121,7 +129,7 @@ def load_cpu_extension() -> tuple[str | None, str, Any]:
         # PyDLL keeps the interpreter's lock during the call, which ends before another thread could
         # wake up.
         function = ctypes.PyDLL(path).fassd_kernels_checksum
-        for name in (*OPERATORS, *TRAINING, *STRIPS):
+        for name in (*OPERATORS, *TRAINING, *STRIPS, *QUANTIZED):
             getattr(torch.ops.fassd_kernels, name)
         # Called once: the operator returns a string, which torch.jit.trace rejects.
         capability = torch.ops.fassd_kernels.cpu_capability()

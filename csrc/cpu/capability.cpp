@@ -35,8 +35,9 @@ constexpr std::array<std::pair<const char*, Capability>, 7> names = {{
 bool offers_tiles() {
 #if defined(FASSD_AMX)
   unsigned a = 0, b = 0, c = 0, d = 0;
-  constexpr unsigned bfloat16 = 1u << 22, registers = 1u << 24, vectors = 1u << 5;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & bfloat16) || !(d & registers) ||
+  constexpr unsigned bfloat16 = 1u << 22, registers = 1u << 24, bytes = 1u << 25;
+  constexpr unsigned all = bfloat16 | registers | bytes, vectors = 1u << 5;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & all) != all ||
       !__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & vectors)) {
     return false;
   }
@@ -120,6 +121,14 @@ Capability decide() {
 Capability capability() {
   static const Capability chosen = decide();
   return chosen;
+}
+
+bool has_byte_products() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512vnni");
+#else
+  return false;
+#endif
 }
 
 std::string capability_name() {

@@ -27,6 +27,9 @@ enum class Capability { portable, avx2, avx512, amx, neon, neon_bf16, emulation 
 // emulation). Decided once per process. Throws where the one named is unknown or not offered.
 Capability capability();
 
+// Whether the CPU adds up products of bytes (AVX512-VNNI).
+bool has_byte_products();
+
 // Its name, for people: "AVX-512 + AMX", "AVX-512", "AVX2 + FMA", "NEON + BF16", "NEON" or
 // "portable vectors".
 std::string capability_name();

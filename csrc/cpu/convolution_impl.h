@@ -14,20 +14,25 @@ int64_t conv_scratch(const Conv<T>& conv) {
     case Method::lines:
       return directly + LinePlan<T>(conv).total(conv);
     case Method::tiles:
-      return TilePlan(conv).total(conv);
+      return TilePlan<uint16_t>(conv).total(conv);
+    case Method::bytes:
+      return TilePlan<uint8_t>(conv).total(conv);
     default:
       return directly;
   }
 }
 
-// `Tiles` is what multiplies tiles; void where nothing does.
-template <typename T, typename Tiles>
+// `Tiles` is what multiplies tiles of bfloat16, void where nothing does; `Bytes`, those of bytes.
+template <typename T, typename Tiles, typename Bytes>
 void conv(const Conv<T>& conv, const Part& part, T* scratch) {
   if constexpr (sizeof(T) == 4) {
     if constexpr (!std::is_void_v<Tiles>) {
       if (conv.method == Method::tiles) {
         return convolve_by_tiles<Tiles>(conv, part, scratch);
       }
+    }
+    if (conv.method == Method::bytes) {
+      return convolve_by_tiles<Bytes>(conv, part, scratch);
     }
     if (conv.method == Method::winograd2) {
       return convolve_by_winograd<2>(conv, part, scratch);

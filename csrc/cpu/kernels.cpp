@@ -19,7 +19,7 @@ const Kernels<float>& kernels<float>() {
 #endif
 #if defined(__x86_64__)
     case Capability::avx512:
-      return avx512::float_kernels;
+      return has_byte_products() ? avx512::vector_kernels : avx512::float_kernels;
     case Capability::avx2:
       return avx2::float_kernels;
 #endif

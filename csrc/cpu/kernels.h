@@ -11,25 +11,30 @@
 namespace fassd::cpu {
 
 // A batch of images to read: any floating dtype, any strides (in elements). `first_row` is the row
-// at `data`: a band of rows in scratch memory is an image of which only that band exists.
+// at `data`: a band of rows in scratch memory is an image of which only that band exists. Of bytes,
+// the values are scale * (byte - zero).
 struct Image {
   const void* data = nullptr;
   ScalarType dtype = ScalarType::Float;
   int64_t channels = 0, height = 0, width = 0;
   int64_t stride_n = 0, stride_c = 1, stride_h = 0, stride_w = 0;
   int64_t first_row = 0;
+  float scale = 1;
+  int32_t zero = 0;
 
   int64_t offset(int64_t n, int64_t y) const { return n * stride_n + (y - first_row) * stride_h; }
   // Whether the pixels of all rows follow each other at one distance.
   bool rows_adjacent() const { return height == 1 || stride_h == width * stride_w; }
 };
 
-// Where a convolution writes: any floating dtype, adjacent channels.
+// Where a convolution writes: any floating dtype, adjacent channels; or bytes, as in Image.
 struct Destination {
   void* data = nullptr;
   ScalarType dtype = ScalarType::Float;
   int64_t stride_n = 0, stride_h = 0, stride_w = 0;
   int64_t first_row = 0;
+  float scale = 1;
+  int32_t zero = 0;
 
   int64_t offset(int64_t n, int64_t y, int64_t x) const {
     return n * stride_n + (y - first_row) * stride_h + x * stride_w;
@@ -47,10 +52,12 @@ struct Prologue {
 
 // What is done to the sums of a convolution before they are written, in this order:
 //   v = sum + bias; v += residual; v = activation(v); v += addend; v = prelu(v * scale + shift).
-// Null pointers leave a step out. Vectors are padded to `channel_padding`; residual and addend have
+// Sums of bytes' products are whole numbers, that the factor turns into values. Null pointers leave
+// a step out. Vectors are padded to `channel_padding`; residual and addend have
 // adjacent channels.
 template <typename T>
 struct Epilogue {
+  const T* factor = nullptr;
   const T* bias = nullptr;
   const Image* residual = nullptr;
   Activation activation = Activation::none;
@@ -74,8 +81,8 @@ constexpr int64_t depthwise_rows = 4;
 // How a convolution is computed: a sum over taps, or for 3x3 kernels at stride and dilation 1
 // Winograd's F(4x4, 3x3), 36 products where the sum takes 144, or F(2x2, 3x3), 16 where it takes
 // 36; for 3x1 and 1x3 kernels F(4, 3) along their axis, 6 where it takes 12; of bfloat16 products
-// of tiles, where the CPU has them.
-enum class Method { direct, winograd2, winograd4, tiles, lines };
+// of tiles, where the CPU has them; of bytes the same everywhere.
+enum class Method { direct, winograd2, winograd4, tiles, lines, bytes };
 
 // Output pixels on a side of a tile: where parts of the work may begin.
 constexpr int64_t tile_side(Method method) {
@@ -85,13 +92,16 @@ constexpr int64_t tile_side(Method method) {
 }
 
 // How the terms and the weights of products of tiles lie. Pixels are brought into columns of tiles
-// of 32 terms, padded with zeros: all channels of a pixel, or where these are few, of all pixels
-// that a row of taps reads. A tile of 16 columns has then a cache line in each, and is loaded in 9
-// cycles; one whose rows straddle lines takes 50, three times as long as a product. For every 16
-// outputs, row of taps and column that it reads there are as many tiles of weights, [pair of
-// terms][output][term of the pair].
+// of 64 bytes of terms, padded with zeros: all channels of a pixel, or where these are few, of all
+// pixels that a row of taps reads. A tile of 16 columns has then a cache line in each, and is
+// loaded in 9 cycles; one whose rows straddle lines takes 50, three times as long as a product. For
+// every 16 outputs, row of taps and column that it reads there are as many tiles of weights, [group
+// of terms][output][term of the group], of 4 bytes a group. `Element`: uint16_t (bfloat16) or
+// uint8_t.
+template <typename Element>
 struct TileLayout {
-  static constexpr int64_t outputs = 16, terms = 32, values = outputs * terms;
+  static constexpr int64_t outputs = 16, terms = 64 / sizeof(Element), values = outputs * terms;
+  static constexpr int64_t group = 4 / sizeof(Element);
   int64_t taps;     // pixels in a column
   int64_t columns;  // that a row of taps reads
   int64_t steps;    // tiles of a column
@@ -158,6 +168,21 @@ struct NormRow {
   const T* slope = nullptr;
 };
 
+// act(inputs[0] * factors[0] + inputs[1] * factors[1] + ... + bias) of images of one size and of
+// adjacent channels, bytes taken as numbers, to bytes. Factors are vectors `pitch` apart, padded
+// like the others to `channel_padding`.
+template <typename T>
+struct WeightedSum {
+  const Image* inputs = nullptr;
+  int64_t count = 0;
+  const T* factors = nullptr;
+  int64_t pitch = 0;
+  const T* bias = nullptr;
+  const T* slope = nullptr;
+  Activation activation = Activation::none;
+  Destination out;
+};
+
 // What pixels of adjacent logits are labelled: with a class, a group of them as the numbers from
 // `classes` on, or `ignored`. Of each group, `groups` says of every class whether it belongs to it.
 struct LabelledPixels {
@@ -188,6 +213,12 @@ struct Kernels {
   void (*interpolate)(const T* top, const T* bottom, int64_t stride_w, const int64_t* left,
                       const int64_t* right, const T* weight_right, T weight_bottom, int64_t begin,
                       int64_t end, int64_t channels, T* out, int64_t out_stride);
+
+  // The same of bytes, rounded to bytes.
+  void (*interpolate_bytes)(const uint8_t* top, const uint8_t* bottom, int64_t stride_w,
+                            const int64_t* left, const int64_t* right, const T* weight_right,
+                            T weight_bottom, int64_t begin, int64_t end, int64_t channels,
+                            uint8_t* out, int64_t out_stride);
 
   // labels[x] = argmax over channels, for one row of an image that is planar:
   // row[c * plane + x], resized along x as above; a vector's width beyond the row may be read.
@@ -221,6 +252,10 @@ struct Kernels {
   void (*load)(const void* in, ScalarType dtype, int64_t stride, T* out, int64_t out_stride,
                int64_t count);
   void (*store)(const T* in, void* out, ScalarType dtype, int64_t count);
+  // Adjacent values of `dtype` to bytes: the nearest to value / scale + zero, and for NaN, zero.
+  void (*quantize)(const void* in, ScalarType dtype, float scale, int32_t zero, uint8_t* out,
+                   int64_t count);
+  void (*weighted_sum)(const WeightedSum<T>& sum, int64_t n, int64_t y);
 
   // sums[i % period] += in[i], or (in[i] - mean[i % period])^2.
   void (*sum_values)(const void* in, ScalarType dtype, int64_t count, int64_t period, T* sums);
@@ -262,7 +297,7 @@ const Kernels<T>& kernels();
 int64_t second_level_cache();
 
 namespace avx512 {
-extern const Kernels<float> float_kernels, tile_kernels;
+extern const Kernels<float> float_kernels, vector_kernels, tile_kernels;
 extern const Kernels<double> double_kernels;
 }  // namespace avx512
 namespace avx2 {

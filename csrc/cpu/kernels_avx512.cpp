@@ -9,12 +9,13 @@
 // instruction set could be the copy that the linker keeps for everybody.
 // Only what is compiled for TileRegisters has the instructions of AMX and AVX512-BF16.
 #if defined(FASSD_AMX) && defined(__clang__)
-#pragma clang attribute push(                                                                      \
-    __attribute__((                                                                                \
-        target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,amx-tile,amx-bf16,avx512bf16"))), \
+#pragma clang attribute push(                                                                        \
+    __attribute__((target(                                                                           \
+        "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,amx-tile,amx-bf16,amx-int8,avx512bf16"))), \
     apply_to = function)
 #elif defined(FASSD_AMX)
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,amx-tile,amx-bf16,avx512bf16")
+#pragma GCC target( \
+    "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,amx-tile,amx-bf16,amx-int8,avx512bf16")
 #elif defined(__clang__)
 #pragma clang attribute push(                                                    \
     __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"))), \
@@ -23,7 +24,7 @@
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
 #endif
 #if defined(FASSD_AMX)
-#define FASSD_TILES TileRegisters
+#define FASSD_TILES TileRegisters<uint16_t>, TileRegisters<uint8_t>
 #endif
 #define FASSD_F16C
 #define FASSD_INSTRUCTION_SET avx512

@@ -1,16 +1,18 @@
 // The vector kernels, written once and compiled once per instruction set. The parts, bottom up:
 //
 //     vectors_impl.h       loads, stores, dtypes, transposition
-//     rows_impl.h          rows of images to planes in scratch memory; sums back to pixels
+//     rows_impl.h          rows of images to planes in scratch memory
+//     finish_impl.h        sums back to pixels
 //     multiply_impl.h      the product of weights and planes, in registers
 //     direct_impl.h        direct convolution
 //     winograd_impl.h      convolution by Winograd's method
 //     line_impl.h          the same along one axis
 //     tile_products_impl.h products of tiles
 //     tile_rows_impl.h     rows of images to columns of tiles
-//     tiles_impl.h         convolution of bfloat16 by products of tiles
+//     tiles_impl.h         convolution of bfloat16 and of bytes by products of tiles
 //     convolution_impl.h   one convolution, by any of them
 //     resize_impl.h        conversion, bilinear resizing, argmax, pooling
+//     bytes_impl.h         quantisation, resizing and sums of images of bytes
 //     depthwise_impl.h     depthwise convolution
 //     norm_impl.h          batch norm with an activation, and its gradient
 //     loss_impl.h          cross entropy of pixels, and its gradient
@@ -32,6 +34,8 @@ namespace {
 //
 #include "rows_impl.h"
 //
+#include "finish_impl.h"
+//
 #include "multiply_impl.h"
 //
 #include "direct_impl.h"
@@ -50,6 +54,8 @@ namespace {
 //
 #include "resize_impl.h"
 //
+#include "bytes_impl.h"
+//
 #include "depthwise_impl.h"
 
 //
@@ -57,22 +63,26 @@ namespace {
 //
 #include "loss_impl.h"
 
+template <typename T, typename Tiles, typename Bytes = TileEmulation<uint8_t>>
+constexpr Kernels<T> table = {lanes<T>,          tile_outputs,          !std::is_void_v<Tiles>,
+                              conv_scratch<T>,   conv<T, Tiles, Bytes>, depthwise<T>,
+                              interpolate<T>,    interpolate_bytes<T>,  argmax_row<T>,
+                              confidence_row<T>, row_to_planes<T>,      blend<T>,
+                              pool_rows<T>,      max_pool<T>,           load<T>,
+                              store<T>,          quantize<T>,           weighted_sum<T>,
+                              sum_values<T>,     sum_squares<T>,        normalize_row<T>,
+                              sum_gradients<T>,  norm_gradient<T>,      add_scaled<T>,
+                              spread_row<T>,     pixel_losses<T>,       pixel_gradients<T>};
+
 }  // namespace
 
-#define FASSD_TABLE(T, Tiles)                                  \
-  {lanes<T>,         tile_outputs,     !std::is_void_v<Tiles>, \
-   conv_scratch<T>,  conv<T, Tiles>,   depthwise<T>,           \
-   interpolate<T>,   argmax_row<T>,    confidence_row<T>,      \
-   row_to_planes<T>, blend<T>,         pool_rows<T>,           \
-   max_pool<T>,      load<T>,          store<T>,               \
-   sum_values<T>,    sum_squares<T>,   normalize_row<T>,       \
-   sum_gradients<T>, norm_gradient<T>, add_scaled<T>,          \
-   spread_row<T>,    pixel_losses<T>,  pixel_gradients<T>}
-
-const Kernels<float> float_kernels = FASSD_TABLE(float, void);
-const Kernels<double> double_kernels = FASSD_TABLE(double, void);
+const Kernels<float> float_kernels = table<float, void>;
+const Kernels<double> double_kernels = table<double, void>;
+#if defined(FASSD_AVX512)
+const Kernels<float> vector_kernels = table<float, void, ByteVectors>;
+#endif
 #if defined(FASSD_TILES)
-const Kernels<float> tile_kernels = FASSD_TABLE(float, FASSD_TILES);
+const Kernels<float> tile_kernels = table<float, FASSD_TILES>;
 #endif
 
 }  // namespace fassd::cpu::FASSD_INSTRUCTION_SET

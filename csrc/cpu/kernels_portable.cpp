@@ -5,5 +5,5 @@
 #define FASSD_INSTRUCTION_SET portable
 #define FASSD_VECTOR_BYTES 16
 #define FASSD_TILE_OUTPUTS 6
-#define FASSD_TILES TileEmulation
+#define FASSD_TILES TileEmulation<uint16_t>
 #include "kernels_impl.h"

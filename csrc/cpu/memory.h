@@ -19,12 +19,15 @@ inline int64_t scratch_bytes() {
   return second_level_cache() / 2;
 }
 
-// The dtype of T (float or double), and the bytes of a value of a floating dtype.
+// The dtype of T (float or double), and the bytes of a value of a floating dtype, or of bytes.
 template <typename T>
 constexpr ScalarType dtype_of = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
 
 constexpr int64_t element_size(ScalarType dtype) {
-  return dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
+  return dtype == ScalarType::Double                              ? 8
+         : dtype == ScalarType::Float                             ? 4
+         : dtype == ScalarType::Byte || dtype == ScalarType::Char ? 1
+                                                                  : 2;
 }
 
 // Uninitialised memory of `count` values from the pool.

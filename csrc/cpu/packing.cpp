@@ -35,7 +35,8 @@ std::array<T, fields> header_of(const Tensor& weight, Method method) {
           T(layout),         T(int(weight.scalar_type()))};
 }
 
-TileLayout tile_layout(const Tensor& weight) {
+template <typename Element>
+TileLayout<Element> tile_layout(const Tensor& weight) {
   return {weight.size(1), weight.size(3)};
 }
 
@@ -52,15 +53,24 @@ constexpr int64_t values_per_kernel(Method method, int64_t taps) {
                                    : winograd_values(method);
 }
 
+// Bytes of weights for products of tiles.
+template <typename Element>
+int64_t tile_bytes(const Tensor& weight) {
+  using Layout = TileLayout<Element>;
+  const int64_t panels = (weight.size(0) + Layout::outputs - 1) / Layout::outputs;
+  const Layout tiles = tile_layout<Element>(weight);
+  return checked_product({panels, weight.size(2), tiles.columns, tiles.steps, Layout::values,
+                          int64_t(sizeof(Element))});
+}
+
 // Values of T that a packed weight has behind its header.
 template <typename T>
 int64_t packed_values(const Tensor& weight, Method method) {
   if (method == Method::tiles) {
-    const int64_t panels = (weight.size(0) + TileLayout::outputs - 1) / TileLayout::outputs;
-    const TileLayout tiles = tile_layout(weight);
-    return checked_product(
-               {panels, weight.size(2), tiles.columns, tiles.steps, TileLayout::values, 2}) /
-           int64_t(sizeof(T));
+    return tile_bytes<uint16_t>(weight) / int64_t(sizeof(T));
+  }
+  if (method == Method::bytes) {
+    return tile_bytes<uint8_t>(weight) / int64_t(sizeof(T));
   }
   const int64_t taps = weight.size(2) * weight.size(3);
   return checked_product({weight.size(0), weight.size(1), values_per_kernel(method, taps)});
@@ -130,15 +140,18 @@ bool is_packed(const Tensor& packed, const Tensor& weight, const Integers& strid
     return false;
   }
   const auto found = read_header<T>(packed);
-  if (!(found[method_field] >= 0 && found[method_field] <= T(int(Method::lines)))) {
+  if (!(found[method_field] >= 0 && found[method_field] <= T(int(Method::bytes)))) {
     return false;
   }
   const Method method = packed_method<T>(packed);
-  const bool fits = method == Method::direct ||
-                    (method == Method::tiles ? weight.scalar_type() == ScalarType::BFloat16
-                                             : fits_winograd(method, weight, stride, dilation));
+  const bool tiles = method == Method::tiles || method == Method::bytes;
+  const bool bytes = weight.scalar_type() == ScalarType::Char;
+  const bool fits = bytes || method == Method::bytes ? bytes && method == Method::bytes
+                    : method == Method::tiles ? weight.scalar_type() == ScalarType::BFloat16
+                                              : method == Method::direct ||
+                                                    fits_winograd(method, weight, stride, dilation);
   // Other versions' tiles are other in number.
-  const bool counted = method != Method::tiles || found[layout_field] == T(layout);
+  const bool counted = !tiles || found[layout_field] == T(layout);
   if (!fits ||
       (counted && packed.numel() !=
                       checked_product({int64_t(sizeof(T)),
@@ -169,6 +182,9 @@ bool is_packed_here(const Tensor& packed, Method chosen) {
 
 template <typename T>
 Method method_for(const Tensor& weight, const Integers& stride, const Integers& dilation) {
+  if (weight.scalar_type() == ScalarType::Char) {
+    return Method::bytes;
+  }
   // Products of tiles read whole rows, however far apart the columns are that count.
   constexpr int64_t far = 512;
   const bool near = stride[1] <= far / 64 && (weight.size(3) == 1 || dilation[1] <= far);
@@ -236,10 +252,13 @@ bool fill_blocks(const T* plain, const Tensor& weight, Method method, T* panels)
   return finite;
 }
 
-// The same to tiles, of values that are bfloat16's.
-template <typename T>
-bool fill_tiles(const T* plain, const Tensor& weight, const TileLayout& tiles, uint16_t* to) {
-  constexpr int64_t outputs = TileLayout::outputs, terms = TileLayout::terms;
+// The same to tiles, of values that are bfloat16's, or whole numbers of a byte.
+template <typename Element, typename T>
+bool fill_tiles(const T* plain, const Tensor& weight, T* packed) {
+  using Layout = TileLayout<Element>;
+  const Layout tiles = tile_layout<Element>(weight);
+  constexpr int64_t outputs = Layout::outputs, terms = Layout::terms, group = Layout::group;
+  auto* to = reinterpret_cast<Element*>(packed);
   const int64_t out = weight.size(0), columns = weight.size(2) * tiles.columns;
   const int64_t count = tiles.taps * weight.size(1);  // terms of a column
   bool finite = true;
@@ -253,10 +272,11 @@ bool fill_tiles(const T* plain, const Tensor& weight, const TileLayout& tiles, u
           finite = finite && std::isfinite(value);
           uint32_t bits;
           std::memcpy(&bits, &value, sizeof(bits));
-          to[(term / 2 * outputs + o) * 2 + term % 2] = bits >> 16;
+          to[(term / group * outputs + o) * group + term % group] =
+              sizeof(Element) == 1 ? Element(int8_t(value)) : Element(bits >> 16);
         }
       }
-      to += tiles.steps * TileLayout::values;
+      to += tiles.steps * Layout::values;
     }
   }
   return finite;
@@ -283,14 +303,20 @@ Tensor pack(const Tensor& weight, Method method) {
     for (int64_t c = 0; c < in; c++) {
       const int64_t at = c * weight.stride(1) + tap / kernel_w * weight.stride(2) +
                          tap % kernel_w * weight.stride(3);
-      kernels<T>().load(from + at * size, weight.scalar_type(), weight.stride(0),
-                        plain.data() + (tap * in + c) * out, 1, out);
+      T* const row = plain.data() + (tap * in + c) * out;
+      if (method != Method::bytes) {
+        kernels<T>().load(from + at * size, weight.scalar_type(), weight.stride(0), row, 1, out);
+        continue;
+      }
+      for (int64_t o = 0; o < out; o++) {
+        row[o] = T(reinterpret_cast<const int8_t*>(from)[at + o * weight.stride(0)]);
+      }
     }
   }
-  const bool finite = method == Method::tiles
-                          ? fill_tiles(plain.data(), weight, tile_layout(weight),
-                                       reinterpret_cast<uint16_t*>(to + header))
-                          : fill_blocks<T>(plain.data(), weight, method, to + header);
+  const bool finite =
+      method == Method::tiles   ? fill_tiles<uint16_t>(plain.data(), weight, to + header)
+      : method == Method::bytes ? fill_tiles<uint8_t>(plain.data(), weight, to + header)
+                                : fill_blocks<T>(plain.data(), weight, method, to + header);
   if (method == Method::lines) {
     fill_blocks<T>(plain.data(), weight, Method::direct,
                    to + header + out * in * winograd_values(method));
@@ -359,11 +385,11 @@ Weights<T>::Weights(const char* op, const Tensor& weight, const OptionalTensor& 
       method_(method_for<T>(weight, stride, dilation)),
       direct_(std::make_shared<Direct>()) {
   const bool given = packed && packed->numel() > 0;
-  STD_TORCH_CHECK(!given || is_packed<T>(*packed, weight, stride, dilation), op,
-                  ": packed weights of shape ", shape_name(*packed), " and dtype ",
-                  dtype_name(packed->scalar_type()),
-                  " are not what pack_weight gives for a weight ", "of shape ", shape_name(weight),
-                  ", this stride and dilation");
+  STD_TORCH_CHECK(
+      !given || is_packed<T>(*packed, weight, stride, dilation), op, ": packed weights of shape ",
+      shape_name(*packed), " and dtype ", dtype_name(packed->scalar_type()), " are not what ",
+      method_ == Method::bytes ? "pack_quantized_weight" : "pack_weight",
+      " gives for a weight of shape ", shape_name(weight), ", this stride and dilation");
   // Programs are exported on one machine and run on another.
   const bool here = given && is_packed_here<T>(*packed, method_);
   packed_ = here ? *packed : pack<T>(weight, method_);

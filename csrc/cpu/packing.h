@@ -5,7 +5,7 @@
 //     Winograd:  [16 or 36 values of G g G^T][input channel][output channel of the block]
 //     of lines:  [6 values of G g][input channel][output channel of the block], then all blocks
 //                directly
-// and for products of tiles, in tiles of 32 terms by 16 output channels.
+// and for products of tiles, in tiles of 64 bytes of terms by 16 output channels.
 //
 // Packing costs as much as reading the weights a few times: little for a large picture, a fifth of
 // the time for a small one. So the operator `pack_weight` gives packed weights as a tensor, that

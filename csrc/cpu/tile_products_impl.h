@@ -1,10 +1,14 @@
-// What multiplies tiles: 16 pixels x 32 terms by 32 terms x 16 outputs, added to one of four tiles
-// of sums in float32. Part of kernels_impl.h.
+// What multiplies tiles: 16 pixels x 64 bytes of terms by these terms x 16 outputs, added to one of
+// four tiles of sums: 32 terms of bfloat16, summed up in float32, or 64 of bytes without a sign by
+// weights with one, summed up exactly in 32 bits. Part of kernels_impl.h.
 
 #if defined(FASSD_AVX512) && defined(FASSD_AMX)
 // The registers of this CPU: sums in 0 to 3, pixels in 4 and 5, weights in 6 and 7. The compiler's
 // own functions take their numbers as literals only.
+template <typename Element_>
 struct TileRegisters {
+  using Element = Element_;
+  using Sum = std::conditional_t<sizeof(Element) == 1, int32_t, float>;
   static constexpr bool native = true;
 
   static void begin() {
@@ -27,19 +31,25 @@ struct TileRegisters {
     _tile_zero(3);
   }
   template <int i>
-  void load_pixels(const uint16_t* from, int64_t stride) {
+  void load_pixels(const Element* from, int64_t stride) {
     __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(4 + i));
   }
   template <int j>
-  void load_weights(const uint16_t* from) {
+  void load_weights(const Element* from) {
     __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(int64_t(64)), "i"(6 + j));
   }
   template <int sum, int i, int j>
   void multiply() {
-    __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(4 + i), "i"(6 + j));
+    if constexpr (sizeof(Element) == 1) {
+      __asm__ volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(4 + i), "i"(6 + j));
+    } else {
+      __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0"
+                       :
+                       : "i"(sum), "i"(4 + i), "i"(6 + j));
+    }
   }
   template <int sum>
-  void store(float* to, int64_t stride) {
+  void store(Sum* to, int64_t stride) {
     __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)"
                      :
                      : "r"(to), "r"(stride), "i"(sum)
@@ -48,11 +58,71 @@ struct TileRegisters {
 };
 #endif
 
+#if defined(FASSD_AVX512)
+// Products of bytes by AVX512-VNNI, which a CPU of AVX-512 may have without tiles: four terms of a
+// pixel by those of 16 outputs. Written out, since only what is compiled for this may have it.
+struct ByteVectors {
+  using Element = uint8_t;
+  using Sum = int32_t;
+  static constexpr bool native = false;
+
+  static void begin() {}
+  static void end() {}
+
+  void zero(int64_t) { std::memset(sums_, 0, sizeof(sums_)); }
+  template <int i>
+  void load_pixels(const uint8_t* from, int64_t stride) {
+    pixels_[i] = from;
+    stride_ = stride;
+  }
+  template <int j>
+  void load_weights(const uint8_t* from) {
+    weights_[j] = from;
+  }
+  template <int sum, int i, int j>
+  void multiply() {
+    __m512i sums[16];
+#pragma GCC unroll 16
+    for (int p = 0; p < 16; p++) {
+      sums[p] = sums_[sum][p];
+    }
+#pragma GCC unroll 1
+    for (int k = 0; k < 64; k += 4) {
+      const __m512i weights = _mm512_loadu_si512(weights_[j] + 16 * k);
+#pragma GCC unroll 16
+      for (int p = 0; p < 16; p++) {
+        int32_t terms;
+        std::memcpy(&terms, pixels_[i] + p * stride_ + k, sizeof(terms));
+        const __m512i pixel = _mm512_set1_epi32(terms);
+        __asm__("vpdpbusd %2, %1, %0" : "+v"(sums[p]) : "v"(pixel), "v"(weights));
+      }
+    }
+#pragma GCC unroll 16
+    for (int p = 0; p < 16; p++) {
+      sums_[sum][p] = sums[p];
+    }
+  }
+  template <int sum>
+  void store(int32_t* to, int64_t stride) const {
+    for (int p = 0; p < 16; p++) {
+      _mm512_storeu_si512(reinterpret_cast<char*>(to) + p * stride, sums_[sum][p]);
+    }
+  }
+
+ private:
+  __m512i sums_[4][16];
+  const uint8_t *pixels_[2], *weights_[2];
+  int64_t stride_;
+};
+#endif
+
 #if defined(FASSD_NEON) && defined(FASSD_BF16)
 // Products of matrices of Armv8.6, which some CPUs of Armv8.2 have: 2 pixels x 4 terms by 4 terms x
 // 2 outputs. Sums lie in memory, as 2 x 2 of every pair of pixels and pair of outputs; those of 8
 // pixels x 8 outputs are in registers for 32 terms.
 struct TileMatrices {
+  using Element = uint16_t;
+  using Sum = float;
   static constexpr bool native = false;
 
   static void begin() {}
@@ -142,12 +212,19 @@ struct TileMatrices {
 };
 #endif
 
-// The same in plain C++, which proves the kernel where there is no such CPU.
+// The same in plain C++, where there is no such CPU: it proves the kernels, and multiplies bytes.
+template <typename Element_>
 struct TileEmulation {
+  using Element = Element_;
+  using Sum = std::conditional_t<sizeof(Element) == 1, int32_t, float>;
   static constexpr bool native = false;
+  static constexpr int terms = 64 / sizeof(Element), group = 4 / sizeof(Element);
 
-  float sums[4][16][16];
-  uint16_t pixels[2][16][32], weights[2][16][32];
+  // In this order: at the same place in both, GCC 12 folds their functions, and warns of the
+  // bounds.
+  Sum weights[2][terms][16], sums[4][16][16];
+  const Element* pixels[2];
+  int64_t apart;  // bytes from pixel to pixel
 
   static void begin() {}
   static void end() {}
@@ -158,31 +235,38 @@ struct TileEmulation {
     std::memcpy(&v, &wide, sizeof(v));
     return v;
   }
+  static int32_t value(uint8_t byte) { return byte; }
+  static float weight(uint16_t bits) { return value(bits); }
+  static int32_t weight(uint8_t byte) { return int8_t(byte); }
 
   void zero(int64_t) { std::memset(sums, 0, sizeof(sums)); }
   template <int i>
-  void load_pixels(const uint16_t* from, int64_t stride) {
-    for (int row = 0; row < 16; row++) {
-      std::memcpy(pixels[i][row], reinterpret_cast<const char*>(from) + row * stride, 64);
-    }
+  void load_pixels(const Element* from, int64_t stride) {
+    pixels[i] = from;
+    apart = stride;
   }
   template <int j>
-  void load_weights(const uint16_t* from) {
-    std::memcpy(weights[j], from, sizeof(weights[j]));
+  void load_weights(const Element* from) {
+    for (int t = 0; t < terms; t++) {
+      for (int o = 0; o < 16; o++) {
+        weights[j][t][o] = weight(from[(t / group * 16 + o) * group + t % group]);
+      }
+    }
   }
   template <int sum, int i, int j>
   void multiply() {
     for (int p = 0; p < 16; p++) {
-      for (int t = 0; t < 32; t++) {
-        const float x = value(pixels[i][p][t]);
+      const Element* const pixel = pixels[i] + p * apart / int64_t(sizeof(Element));
+      for (int t = 0; t < terms; t++) {
+        const Sum x = value(pixel[t]);
         for (int o = 0; o < 16; o++) {
-          sums[sum][p][o] += x * value(weights[j][t / 2][2 * o + t % 2]);
+          sums[sum][p][o] += x * weights[j][t][o];
         }
       }
     }
   }
   template <int sum>
-  void store(float* to, int64_t stride) {
+  void store(Sum* to, int64_t stride) {
     for (int p = 0; p < 16; p++) {
       std::memcpy(reinterpret_cast<char*>(to) + p * stride, sums[sum][p], 64);
     }

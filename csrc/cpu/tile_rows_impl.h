@@ -1,7 +1,13 @@
 // From images to rows of columns that are multiplied as tiles. Part of kernels_impl.h.
 
+template <typename Element>
+constexpr bool is_bytes = sizeof(Element) == 1;
+
 // How a strip lies in scratch memory.
-struct TilePlan : TileLayout {
+template <typename Element>
+struct TilePlan : TileLayout<Element> {
+  using Layout = TileLayout<Element>;
+  using Layout::columns, Layout::outputs, Layout::pitch, Layout::taps;
   static constexpr int64_t pixels = 16, block = 4, sums = block * pixels * outputs;
   int64_t step;   // columns from an output pixel to the next
   int64_t width;  // output pixels of a strip
@@ -9,10 +15,10 @@ struct TilePlan : TileLayout {
 
   template <typename T>
   explicit TilePlan(const Conv<T>& conv)
-      : TileLayout(conv.in_channels, conv.kernel_w), step(taps > 1 ? 1 : conv.stride_w) {
+      : Layout(conv.in_channels, conv.kernel_w), step(taps > 1 ? 1 : conv.stride_w) {
     // The rows that an output row reads stay in the second level of the cache.
     constexpr int64_t bytes = 256 * 1024, most = 1024, unit = 4 * pixels;
-    const int64_t pixel = conv.kernel_h * step * pitch() * 2;
+    const int64_t pixel = conv.kernel_h * step * pitch() * sizeof(Element);
     width = smaller(larger(bytes / pixel / unit, 1), most / unit) * unit;
     width = smaller(width, round_up(conv.out_width, unit));
     slot = read(conv, width) * pitch();
@@ -23,25 +29,29 @@ struct TilePlan : TileLayout {
   int64_t read(const Conv<T>& conv, int64_t count) const {
     return (count - 1) * step + (columns - 1) * conv.dilation_w + 1;
   }
-  // Values of float that scratch memory has: the sums of four tiles, and rows, from a cache line's
-  // beginning on.
+  // Values of float that scratch memory has: the sums of four tiles, and rows, one more of bytes
+  // for the padding, from a cache line's beginning on.
   template <typename T>
   int64_t total(const Conv<T>& conv) const {
-    return 2 * sums + conv.kernel_h * slot / 2 + 16;
+    constexpr int64_t apart = sizeof(float) / sizeof(Element);
+    return 2 * sums + (conv.kernel_h + is_bytes<Element>)*slot / apart + 16;
   }
 };
 
 // Whether the channels of a pixel of an input are adjacent values, multiplied as they are.
-template <typename T>
+template <typename Element, typename T>
 inline bool is_copied(const Conv<T>& conv, const Image& image) {
-  return image.dtype == ScalarType::BFloat16 && image.stride_c == 1 && !conv.prologue.scale;
+  constexpr ScalarType same = is_bytes<Element> ? ScalarType::Byte : ScalarType::BFloat16;
+  return image.dtype == same && image.stride_c == 1 && !conv.prologue.scale;
 }
 
 // Row y of image n of all inputs, in the columns of the strip at x0.
-template <typename T, bool native>
+template <typename T, typename Element, bool native>
 class TileRow {
  public:
-  TileRow(const Conv<T>& conv, const TilePlan& plan, int64_t n, int64_t y, int64_t x0)
+  using Plan = TilePlan<Element>;
+
+  TileRow(const Conv<T>& conv, const Plan& plan, int64_t n, int64_t y, int64_t x0)
       : conv_(conv),
         plan_(plan),
         n_(n),
@@ -51,7 +61,7 @@ class TileRow {
 
   // What `pixels` output pixels read. Columns of which some taps lie outside the image are at the
   // ends.
-  void load(int64_t pixels, uint16_t* to) const {
+  void load(int64_t pixels, Element* to) const {
     const int64_t count = plan_.read(conv_, pixels), width = conv_.inputs[0].width;
     const int64_t reach = (plan_.taps - 1) * conv_.dilation_w;
     const int64_t first = smaller(larger(ceil_div(-left_, step_), 0), count);
@@ -68,14 +78,34 @@ class TileRow {
     }
   }
 
+  // What they read of a row outside the image.
+  void load_padding(int64_t pixels, Element* to) const {
+    const int64_t count = plan_.read(conv_, pixels), pitch = plan_.pitch();
+    pad(to);
+    for (int64_t i = 1; i < count; i++) {
+      std::memcpy(to + i * pitch, to, pitch * sizeof(*to));
+    }
+  }
+
  private:
   // The column of the image that a tap reads in column i.
   int64_t column(int64_t i, int64_t tap) const {
     return left_ + i * step_ + tap * conv_.dilation_w;
   }
 
-  void load_edge(int64_t i, uint16_t* to) const {
+  // A column outside the image: zero, which each input has its own byte for.
+  void pad(Element* to) const {
     std::memset(to, 0, plan_.pitch() * sizeof(*to));
+    for (int64_t tap = 0; is_bytes<Element> && tap < plan_.taps; tap++) {
+      for (int64_t k = 0; k < conv_.input_count; k++) {
+        std::memset(to, conv_.inputs[k].zero, conv_.inputs[k].channels);
+        to += conv_.inputs[k].channels;
+      }
+    }
+  }
+
+  void load_edge(int64_t i, Element* to) const {
+    pad(to);
     for (int64_t tap = 0; tap < plan_.taps; tap++) {
       if (column(i, tap) >= 0 && column(i, tap) < conv_.inputs[0].width) {
         load_columns(i, 1, tap, tap + 1, to);
@@ -85,11 +115,13 @@ class TileRow {
 
   // Taps [tap, last) of columns from i on, all of them inside the image; the other terms become
   // zero, but in a column at the edge, of which this is a part.
-  void load_columns(int64_t i, int64_t count, int64_t tap, int64_t last, uint16_t* to) const {
+  void load_columns(int64_t i, int64_t count, int64_t tap, int64_t last, Element* to) const {
 #if defined(FASSD_AVX512)
     const bool whole = last - tap == plan_.taps;
-    if (whole && is_planar()) {
-      return load_planar(i, count, to);
+    if constexpr (!is_bytes<Element>) {
+      if (whole && is_planar()) {
+        return load_planar(i, count, to);
+      }
     }
     if (whole && all_copied()) {
       return copy_columns(i, count, to);
@@ -112,7 +144,20 @@ class TileRow {
   }
 
   // One input's channels of one tap, from column x of the image on, to[column * pitch + channel].
-  void convert(const Image& image, int64_t x, int64_t count, int64_t channel, uint16_t* to) const {
+  void convert(const Image& image, int64_t x, int64_t count, int64_t channel, Element* to) const {
+    if constexpr (is_bytes<Element>) {
+      const auto* from = static_cast<const Element*>(image.data) + image.offset(n_, y_);
+      for (int64_t i = 0; i < count; i++) {
+        std::memcpy(to + i * plan_.pitch(), from + (x + i * step_) * image.stride_w,
+                    image.channels);
+      }
+    } else {
+      convert_values(image, x, count, channel, to);
+    }
+  }
+
+  void convert_values(const Image& image, int64_t x, int64_t count, int64_t channel,
+                      Element* to) const {
     const Prologue<T> prologue = prologue_from(conv_.prologue, channel);
     with_dtype<T>(image.dtype, [&](auto* type) {
       using In = std::remove_pointer_t<decltype(type)>;
@@ -142,7 +187,7 @@ class TileRow {
 
   template <typename In, typename Load>
   void convert_vectors(const In* from, const Image& image, int64_t count, int64_t channels,
-                       const Prologue<T>& prologue, int64_t c, uint16_t* to,
+                       const Prologue<T>& prologue, int64_t c, Element* to,
                        const Load& load) const {
     const int64_t apart = step_ * image.stride_w, pitch = plan_.pitch();
     auto* out = reinterpret_cast<BFloat16*>(to);
@@ -164,22 +209,22 @@ class TileRow {
   bool all_copied() const {
     bool all = true;
     for (int64_t k = 0; k < conv_.input_count; k++) {
-      all = all && is_copied(conv_, conv_.inputs[k]);
+      all = all && is_copied<Element>(conv_, conv_.inputs[k]);
     }
     return all;
   }
 
   // Adjacent values of an input that become adjacent terms of a tile.
   struct Piece {
-    const uint16_t* from;  // the first column's
-    int64_t apart;         // from column to column
-    int64_t begin, end;    // terms
+    const Element* from;  // the first column's
+    int64_t apart;        // from column to column
+    int64_t begin, end;   // terms
   };
 
   // Tile by tile of all columns: its pieces are loaded into one register, each shifted to its place
   // by where its load begins, and the others' lanes masked.
-  void copy_columns(int64_t i, int64_t count, uint16_t* to) const {
-    constexpr int64_t terms = TilePlan::terms;
+  void copy_columns(int64_t i, int64_t count, Element* to) const {
+    constexpr int64_t terms = Plan::terms;
     for (int64_t first = 0; first < plan_.pitch(); first += terms) {
       Piece pieces[terms];
       int64_t found = 0, term = 0;
@@ -189,7 +234,7 @@ class TileRow {
           const int64_t begin = larger(term, first);
           const int64_t end = smaller(term + image.channels, first + terms);
           if (begin < end) {
-            const auto* const from = static_cast<const uint16_t*>(image.data) +
+            const auto* const from = static_cast<const Element*>(image.data) +
                                      image.offset(n_, y_) + column(i, tap) * image.stride_w +
                                      begin - term;
             Piece* const before = pieces + found - 1;
@@ -208,36 +253,54 @@ class TileRow {
     }
   }
 
-  static __mmask32 mask_of(const Piece& piece) {
-    return __mmask32((uint64_t(1) << piece.end) - (uint64_t(1) << piece.begin));
+  using Mask = std::conditional_t<is_bytes<Element>, __mmask64, __mmask32>;
+
+  static Mask mask_of(const Piece& piece) {
+    return Mask(~uint64_t(0) >> (64 - piece.end) & ~uint64_t(0) << piece.begin);
   }
 
-  void copy_tiles(const Piece* pieces, int64_t found, int64_t count, uint16_t* to) const {
+  // The terms of a mask; the others are those of v.
+  static __m512i load_terms(__m512i v, Mask mask, const Element* from) {
+    if constexpr (is_bytes<Element>) {
+      return _mm512_mask_loadu_epi8(v, mask, from);
+    } else {
+      return _mm512_mask_loadu_epi16(v, mask, from);
+    }
+  }
+  static __m512i load_terms(Mask mask, const Element* from) {
+    if constexpr (is_bytes<Element>) {
+      return _mm512_maskz_loadu_epi8(mask, from);
+    } else {
+      return _mm512_maskz_loadu_epi16(mask, from);
+    }
+  }
+
+  void copy_tiles(const Piece* pieces, int64_t found, int64_t count, Element* to) const {
     const int64_t pitch = plan_.pitch();
     const auto start = [&](int64_t k) { return pieces[k].from - pieces[k].begin; };
-    const uint16_t* a = start(0);
-    const __mmask32 first = mask_of(pieces[0]);
+    const Element* a = start(0);
+    const Mask first = mask_of(pieces[0]);
     if (found == 1) {
       for (int64_t x = 0; x < count; x++, a += pieces[0].apart, to += pitch) {
-        _mm512_store_si512(to, _mm512_maskz_loadu_epi16(first, a));
+        _mm512_store_si512(to, load_terms(first, a));
       }
       return;
     }
-    const uint16_t* b = start(1);
-    const __mmask32 second = mask_of(pieces[1]);
+    const Element* b = start(1);
+    const Mask second = mask_of(pieces[1]);
     if (found == 2) {
       for (int64_t x = 0; x < count; x++, to += pitch) {
-        const __m512i v = _mm512_maskz_loadu_epi16(first, a);
-        _mm512_store_si512(to, _mm512_mask_loadu_epi16(v, second, b));
+        const __m512i v = load_terms(first, a);
+        _mm512_store_si512(to, load_terms(v, second, b));
         a += pieces[0].apart;
         b += pieces[1].apart;
       }
       return;
     }
     for (int64_t x = 0; x < count; x++, to += pitch) {
-      __m512i v = _mm512_maskz_loadu_epi16(first, a + x * pieces[0].apart);
+      __m512i v = load_terms(first, a + x * pieces[0].apart);
       for (int64_t k = 1; k < found; k++) {
-        v = _mm512_mask_loadu_epi16(v, mask_of(pieces[k]), start(k) + x * pieces[k].apart);
+        v = load_terms(v, mask_of(pieces[k]), start(k) + x * pieces[k].apart);
       }
       _mm512_store_si512(to, v);
     }
@@ -248,13 +311,13 @@ class TileRow {
     const Image& image = conv_.inputs[0];
     return plan_.taps == conv_.kernel_w && plan_.steps == 1 && conv_.input_count == 1 &&
            image.dtype == ScalarType::BFloat16 && image.stride_w == 1 && image.channels <= 4 &&
-           !conv_.prologue.scale && (plan_.taps - 1) * conv_.dilation_w < TilePlan::terms;
+           !conv_.prologue.scale && (plan_.taps - 1) * conv_.dilation_w < Plan::terms;
   }
 
   // Terms of a column are picked out of a register of each channel, which has those of some
   // columns.
-  void load_planar(int64_t i, int64_t count, uint16_t* to) const {
-    constexpr int64_t terms = TilePlan::terms;
+  void load_planar(int64_t i, int64_t count, Element* to) const {
+    constexpr int64_t terms = Plan::terms;
     const Image& image = conv_.inputs[0];
     alignas(64) uint16_t place[terms] = {};
     __mmask32 low = 0, high = 0;  // terms of channels 0 and 1, and of 2 and 3
@@ -265,7 +328,7 @@ class TileRow {
       }
     }
     const auto* const row =
-        static_cast<const uint16_t*>(image.data) + image.offset(n_, y_) + column(i, 0);
+        static_cast<const Element*>(image.data) + image.offset(n_, y_) + column(i, 0);
     const int64_t reach = (plan_.taps - 1) * conv_.dilation_w;
     const int64_t group = (terms - 1 - reach) / step_ + 1;  // columns in a register
     const __m512i next = _mm512_set1_epi16(int16_t(step_));
@@ -288,7 +351,7 @@ class TileRow {
 #endif
 
   const Conv<T>& conv_;
-  const TilePlan& plan_;
+  const Plan& plan_;
   const int64_t n_, y_;
   const int64_t left_;  // column of the image that the first column's first tap reads
   const int64_t step_;  // columns of the image from column to column

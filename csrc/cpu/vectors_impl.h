@@ -213,6 +213,10 @@ inline T widen(double v) {
   return T(v);
 }
 template <typename T>
+inline T widen(uint8_t v) {
+  return T(v);
+}
+template <typename T>
 inline T widen(BFloat16 v) {
   const uint32_t bits = uint32_t(v.x) << 16;
   float f;
@@ -289,11 +293,17 @@ inline Vector<T> load_wide(const In* from) {
     return Vector<T>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
   } else if constexpr (std::is_same_v<T, float> && std::is_same_v<In, BFloat16>) {
     return Vector<T>(from_bfloat16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+  } else if constexpr (std::is_same_v<T, float> && std::is_same_v<In, uint8_t>) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    return Vector<T>(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)));
 #elif defined(FASSD_F16C)
   } else if constexpr (std::is_same_v<T, float> && std::is_same_v<In, Half>) {
     return Vector<T>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
   } else if constexpr (std::is_same_v<T, float> && std::is_same_v<In, BFloat16>) {
     return Vector<T>(from_bfloat16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+  } else if constexpr (std::is_same_v<T, float> && std::is_same_v<In, uint8_t>) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+    return Vector<T>(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)));
 #elif defined(FASSD_NEON)
   } else if constexpr (std::is_same_v<T, float> && sizeof(In) == 2) {
     const uint16x4_t bits = vld1_u16(reinterpret_cast<const uint16_t*>(from));
@@ -323,6 +333,8 @@ inline Vector<T> load_part(const In* from, int64_t count) {
     return Vector<T>(_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, from)));
   } else if constexpr (std::is_same_v<T, float> && std::is_same_v<In, BFloat16>) {
     return Vector<T>(from_bfloat16(_mm256_maskz_loadu_epi16(mask, from)));
+  } else if constexpr (std::is_same_v<T, float> && std::is_same_v<In, uint8_t>) {
+    return Vector<T>(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, from))));
   }
 #endif
   In values[lanes<T>] = {};
@@ -395,6 +407,17 @@ inline void with_dtype(ScalarType dtype, const F& f) {
         return f(static_cast<float*>(nullptr));
     }
   }
+}
+
+// The same of a result, which may also be of bytes.
+template <typename T, bool bytes, typename F>
+inline void with_result(ScalarType dtype, const F& f) {
+  if constexpr (bytes) {
+    if (dtype == ScalarType::Byte) {
+      return f(static_cast<uint8_t*>(nullptr));
+    }
+  }
+  with_dtype<T>(dtype, f);
 }
 
 // The same of what is read and what is written: both of one type, or what is read is a copy in T.

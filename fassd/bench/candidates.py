@@ -26,6 +26,9 @@ from fassd.bench.folding import fold_batch_norms
 from fassd.bench.stopwatch import Call, Inputs, Outputs
 from fassd.models.device import DTYPES
 
+ANY_DTYPES = {**DTYPES, "int8": torch.int8}
+"""Precisions of peers."""
+
 EAGER = "eager"
 FOLDED = "channels_last"
 COMPILE = "compile"
@@ -86,6 +89,7 @@ class BuildContext:
         backend: backend of `fassd_kernels` for our peers, as in `fassd.Segmenter`.
         compiler: backend of `torch.compile`.
         needs: names of operators that our backend must have, or else there is nothing to time.
+        calibration: function that makes inputs to calibrate int8 on; None for the input set.
         fuse: function from a module on the device, a dtype and a backend's name to our module.
         fold: function from a module to the one that PyTorch's best forms are made from.
     """
@@ -96,6 +100,7 @@ class BuildContext:
     backend: str = "auto"
     compiler: str = "inductor"
     needs: frozenset[str] = frozenset()
+    calibration: Callable[[], Sequence[Tensor]] | None = None
     fuse: Callable[[Any, torch.dtype, str], Call] = accelerated
     fold: Callable[[nn.Module], nn.Module] = fold_batch_norms
 
@@ -103,6 +108,11 @@ class BuildContext:
     def onnx(self) -> bytes:
         """The network as an ONNX file at the inputs' shape, exported on first use."""
         return onnx_runtimes.exported(self.module, self.inputs)
+
+    @functools.cached_property
+    def calibrating(self) -> Sequence[Tensor]:
+        """Inputs to calibrate int8 on, made on first use."""
+        return self.inputs if self.calibration is None else self.calibration()
 
 
 Build = Callable[[BuildContext, torch.dtype], Call]
@@ -138,7 +148,7 @@ class Candidate:
 
     def bound(self, context: BuildContext) -> Callable[[], Outputs]:
         """Build a peer: a call without arguments, on the context's inputs in its layout."""
-        dtype = DTYPES.get(self.dtype, torch.float32)  # of the weights under AMP
+        dtype = ANY_DTYPES.get(self.dtype, torch.float32)  # of the weights under AMP
         call = self.build(context, dtype)
         takes_float32 = self.exported or self.key == OURS
         inputs = context.inputs if takes_float32 else tuple(x.to(dtype) for x in context.inputs)
@@ -227,6 +237,11 @@ def exported(
     return start(context.onnx, context.device, dtype)
 
 
+def openvino_int8(context: BuildContext, dtype: torch.dtype) -> Call:
+    """OpenVINO on the network as NNCF quantises it, calibrated on the same inputs as ours."""
+    return onnx_runtimes.openvino(context.onnx, context.device, dtype, context.calibrating)
+
+
 def from_file(context: BuildContext, dtype: torch.dtype, file: str, runtime: str) -> Call:
     """A file of `fassd export`, called with its kind of input: pictures or normalised batches."""
     from fassd.export import ExportedNetwork
@@ -245,9 +260,9 @@ def ours(
     """The network through `fassd_kernels` as its users call it; with `graph` as one CUDA graph."""
     import fassd_kernels
 
-    model = fassd_kernels.accelerate(
-        context.module, dtype=dtype, backend=context.backend, output=output
-    )
+    settings: Any = {"calibration": context.calibrating} if dtype == torch.int8 else {}
+    settings |= {"backend": context.backend, "output": output}
+    model = fassd_kernels.accelerate(context.module, dtype=dtype, **settings)
     return fassd_kernels.GraphRunner(model) if graph else model
 
 
@@ -375,6 +390,15 @@ PEERS = (
             ("tensorrt", "TensorRT", onnx_runtimes.tensorrt, "float32", ("cuda",)),
         )
     ),
+    Candidate(
+        "openvino_int8",
+        "OpenVINO int8",
+        openvino_int8,
+        "int8",
+        exported=True,
+        devices=("cpu",),
+        by_name_on=("cpu",),
+    ),
 )
 # Plain PyTorch in bfloat16 is missing on purpose: see `fassd.bench.jobs.Job.paths`.
 HALVED = ("channels_last", "compile", "max_autotune", "tensorrt")
@@ -394,7 +418,7 @@ def candidates(
 
     Args:
         dtypes: precisions of `fassd_kernels`, each with logits and with labels. On a GPU, also
-            those of plain and compiled PyTorch and TensorRT.
+            those of plain and compiled PyTorch and TensorRT; int8, on a CPU, also OpenVINO's.
         only: keys to keep, of `KEYS`; None keeps the peers that are worth measuring on the device.
         device: device to run on.
 
@@ -404,7 +428,7 @@ def candidates(
     kind = torch.device(device).type
     every = [c for c in _table(dtypes, kind) if kind in c.devices]
     if only is None:
-        return [c for c in every if kind not in c.by_name_on]
+        return [c for c in every if kind not in c.by_name_on or c.dtype in dtypes]
     unknown = [key for key in only if key not in KEYS]
     if unknown or not only:
         raise ValueError(
@@ -441,4 +465,4 @@ def _table(dtypes: Sequence[str], kind: str) -> list[Candidate]:
 def every_candidate(device: str = "cpu") -> dict[str, Candidate]:
     """All peers that can be measured on a device, by title."""
     kind = torch.device(device).type
-    return {c.title: c for c in _table(tuple(DTYPES), kind) if kind in c.devices}
+    return {c.title: c for c in _table(tuple(ANY_DTYPES), kind) if kind in c.devices}

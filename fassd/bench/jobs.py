@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -32,6 +32,9 @@ from fassd.models.zoo import preprocessing_before
 from fassd.synth import render_street
 
 ROUNDING_NOTE = "a random network amplifies rounding: judge 16 bits by trained weights"
+
+CALIBRATION = 32
+"""Number of streets that int8 is calibrated on."""
 
 LARGEST = 1 << 16
 """Maximum side, pictures, rounds and threads that a file of results may request."""
@@ -136,15 +139,21 @@ def weights_note(job: Job) -> list[str]:
     return []
 
 
-def render_batch(job: Job) -> tuple[list[npt.NDArray[np.uint8]], torch.Tensor]:
+def render_batch(job: Job, split: str = "val") -> tuple[list[npt.NDArray[np.uint8]], torch.Tensor]:
     """The job's pictures, (H, W, 3) uint8 RGB each, and the network's input made from them.
 
     The input is (N, 3, H, W) float32, contiguous, on the job's device.
     """
-    scenes = [render_street(*job.size, seed=job.seed + i, split="val")[0] for i in range(job.batch)]
+    scenes = [render_street(*job.size, seed=job.seed + i, split=split)[0] for i in range(job.batch)]
     own = OURS if is_other(job.model) else preprocessing_before(job.model, job.weights)
     batch = torch.from_numpy(np.stack([normalize(scene, own) for scene in scenes]))
     return scenes, batch.to(job.device)
+
+
+def calibration_of(job: Job) -> list[torch.Tensor]:
+    """Inputs to calibrate int8 on: `CALIBRATION` batches of other generated streets."""
+    seeds = range(0, CALIBRATION * job.batch, job.batch)
+    return [render_batch(replace(job, seed=seed), "train")[1] for seed in seeds]
 
 
 def network_of(job: Job) -> nn.Module:

@@ -7,7 +7,7 @@ may overwrite. All use as many threads as PyTorch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -60,17 +60,25 @@ def onnx_runtime(onnx: bytes, device: torch.device, dtype: torch.dtype) -> Call:
     return call
 
 
-def openvino(onnx: bytes, device: torch.device, dtype: torch.dtype) -> Call:
-    """OpenVINO in float32 or bfloat16. By default it would use bfloat16 if the CPU supports it."""
-    from fassd.export.openvino_file import openvino_core
+def openvino(
+    onnx: bytes, device: torch.device, dtype: torch.dtype, calibration: Sequence[Tensor] = ()
+) -> Call:
+    """OpenVINO in float32, bfloat16, or int8 by NNCF, calibrated on inputs of the network.
+
+    By default it would use bfloat16 if the CPU supports it. In int8 it may for what is not bytes.
+    """
+    from fassd.export.openvino_file import openvino_core, quantized
 
     core = openvino_core()
+    model = core.read_model(onnx)
+    if dtype == torch.int8:
+        model = quantized(model, [batch.numpy() for batch in calibration])
     settings = {
-        "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
+        "INFERENCE_PRECISION_HINT": "f32" if dtype == torch.float32 else "bf16",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    request = core.compile_model(core.read_model(onnx), "CPU", settings).create_infer_request()
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
 
     def call(picture: Tensor) -> Tensor | list[Tensor]:
         found = request.infer([picture.numpy()], share_inputs=True, share_outputs=True)

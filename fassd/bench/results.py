@@ -79,7 +79,7 @@ class Result(BaseModel):
     @property
     def comparable(self) -> bool:
         """True if its speed may be compared with the reference's."""
-        return self.agreement.comparable
+        return self.agreement.comparable(self.dtype)
 
     def to_json(self) -> dict[str, Any]:
         """All figures, ready for `json.dump`, with the statistics of `seconds`."""

@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +31,7 @@ from fassd.bench.jobs import (
     ROUNDING_NOTE,
     Job,
     build_model,
+    calibration_of,
     network_of,
     render_batch,
     weights_note,
@@ -48,7 +50,7 @@ from fassd.bench.tables import (
     or_dash,
     report_table,
 )
-from fassd.evaluation.agreement import AGREEMENT_LIMIT, agreement_of
+from fassd.evaluation.agreement import AGREEMENT_LIMIT, LABELS_LIMIT, agreement_of
 from fassd.export.runtimes import first_line
 from fassd.io.palette import classes_of
 from fassd.models.clock import timed
@@ -66,7 +68,8 @@ ABOUT_PEERS = (
     "x eager: speed-up over plain PyTorch in NCHW; x peer: over the fastest float32 "
     "candidate that is not ours. ±: half the interquartile range. first s: from the plain "
     "network to its first output, without the export to ONNX. Match: at least "
-    f"{AGREEMENT_LIMIT:g}% of the labels equal float64's; diff: largest difference of "
+    f"{AGREEMENT_LIMIT:g}% of the labels equal float64's, in int8 {100 * LABELS_LIMIT['int8']:g}%; "
+    "diff: largest difference of "
     "a score from float64's over the largest score. MiB: peak memory of a call beyond the loaded "
     "model. Joules: of the whole GPU, per call."
 )
@@ -281,7 +284,14 @@ def measure(
         step(f"{job.model}: building")
         pictures, batch = render_batch(job)
         model = build_model(job, batch)
-        context = BuildContext(model, batch.device, (batch,), job.accelerated_backend, compiler)
+        context = BuildContext(
+            model,
+            batch.device,
+            (batch,),
+            job.accelerated_backend,
+            compiler,
+            calibration=partial(calibration_of, job),
+        )
         with FlopCounterMode(display=False) as counter:
             reference = in_float64(model, batch)
         for candidate in candidates:

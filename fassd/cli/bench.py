@@ -22,7 +22,7 @@ from fassd.cli.jobs import (
     other_networks,
 )
 from fassd.cli.options import (
-    DTYPES,
+    ANY_DTYPES,
     FULL_SIZE,
     NetworkOptions,
     Size,
@@ -54,7 +54,8 @@ Dtypes = Annotated[
         parser=listed(parse_dtype),
         metavar="NAME,...",
         show_default="float32",
-        help=f"Precisions of our kernels beside float32: {', '.join(DTYPES)}.",
+        help=f"Precisions of our kernels beside float32: {', '.join(ANY_DTYPES)}. int8, on a CPU, "
+        "also measures OpenVINO's.",
     ),
 ]
 Sizes = Annotated[
@@ -84,7 +85,7 @@ Only = Annotated[
     typer.Option(
         metavar="NAME,...",
         help="Measure only these, of eager, channels_last, amp, inductor, compile, "
-        "max_autotune, onnxruntime, openvino, openvino_bf16, tensorrt, ours.",
+        "max_autotune, onnxruntime, openvino, openvino_bf16, openvino_int8, tensorrt, ours.",
     ),
 ]
 Plot = Annotated[Path | None, typer.Option(metavar="PNG", help="Also draw the figures.")]

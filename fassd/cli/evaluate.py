@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from fassd.data.dataset import Sample, SegmentationDataset
     from fassd.evaluation.calibration import Calibration
     from fassd.evaluation.evaluate import Match
+    from fassd.inference.pictures import ImageLike
     from fassd.inference.segmenter import Segmenter
     from fassd.io.palette import LabelClass
     from fassd.io.panel import Tile
@@ -73,7 +74,8 @@ def val(
     alpha: options.Alpha = None,
     encoder_name: options.EncoderName = None,
     backend: options.Backend = "auto",
-    dtype: options.Dtype = "float32",
+    dtype: options.AnyDtype = "float32",
+    calibration_: options.Calibration = None,
     device: options.Device = None,
     threads: options.Threads = None,
     scales: options.Scales = (1.0,),
@@ -114,6 +116,9 @@ def val(
     scores of the other classes. A mean is taken over the classes that have the score: recall of
     those in the truth, precision of those that were predicted, IoU and Dice of those in either.
 
+    [cyan]--dtype int8[/] calibrates the network on pictures of the card's training split, or those
+    of --calibration.
+
     Under [cyan]torchrun[/] the processes share the pictures; the scores stay the same.
 
     A picture that cannot be used is reported and the rest goes on. Exit code: 0 all done, 1 some
@@ -144,7 +149,8 @@ def val(
     indices = range(len(dataset))[:limit]
     with process_group(device_for(model, device)) as home:
         chosen = _network_for(dataset.card, model, weights, alpha, encoder_name)
-        network = _segmenter(chosen, backend, dtype, home).model
+        pictures = _calibrating(calibration_, dtype, dataset.card, chosen)
+        network = _segmenter(chosen, backend, dtype, home, pictures).model
         calibration = calibration_of(network, chosen, temperature)
         _check_classes(network, dataset.card, chosen)
         if is_main():
@@ -448,10 +454,30 @@ def _legend(card: Card, occurring: set[int]) -> list[LabelClass]:
 # ----------------------------------------------------------------------------------------- helpers
 
 
-def _segmenter(network: Network, backend: str, dtype: str, device: torch.device) -> Segmenter:
+def _calibrating(
+    sources: Sequence[str] | None, dtype: str, card: Card, network: Network
+) -> Iterable[ImageLike] | None:
+    """Pictures for int8: those of --calibration, or else some of the card's training split."""
+    from fassd.cli.predict import calibrating
+    from fassd.data import SegmentationDataset
+    from fassd.export import is_exported
+
+    if sources or dtype != "int8" or is_exported(network.model):
+        return calibrating(sources, dtype)
+    training = SegmentationDataset(card, "train")
+    return (training[index].image for index in options.spread(range(len(training))))
+
+
+def _segmenter(
+    network: Network,
+    backend: str,
+    dtype: str,
+    device: torch.device,
+    calibration: Iterable[ImageLike] | None = None,
+) -> Segmenter:
     from fassd.cli.predict import build_segmenter
 
     with warnings.catch_warnings():
         if backend == "auto":  # a baseline may have nothing to accelerate
             warnings.filterwarnings("ignore", message=".*nothing was swapped")
-        return build_segmenter(network, backend, dtype, device)
+        return build_segmenter(network, backend, dtype, device, calibration=calibration)

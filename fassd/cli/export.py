@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 STREETS = 4  # number of generated pictures on which a file is verified
 OTHER_SIZE = (400, 712)  # a size different from the one traced for any size
-CALIBRATION = 64  # maximum number of pictures
 
 
 def parse_any_size(text: str | Size) -> Size | None:
@@ -110,14 +109,6 @@ Preprocess = Annotated[
         "NxCxHxW (BGR; RGB for encoders from timm).",
     ),
 ]
-Calibration = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="SOURCE",
-        help=f"Pictures for int8: files, folders or patterns; the first {CALIBRATION} are used, "
-        "resized. May be repeated.",
-    ),
-]
 Verify = Annotated[
     bool | None,
     typer.Option(
@@ -166,7 +157,7 @@ def export(
     opset: Annotated[
         int | None, typer.Option(metavar="N", help="Version of ONNX's operators.")
     ] = None,
-    calibration: Calibration = None,
+    calibration: options.Calibration = None,
     verify: Verify = None,
     tolerance: Tolerance = None,
     pictures: Pictures = None,
@@ -235,7 +226,9 @@ def export(
     is_int8 = dtype == "int8"
     exporter = Exporter(request)
     bands = exporter.metadata.preprocessing.bands
-    calibrating = _pictures(calibration, size, CALIBRATION, "train", bands) if is_int8 else []
+    calibrating = (
+        _pictures(calibration, size, options.CALIBRATION, "train", bands) if is_int8 else []
+    )
     by_hand = kind == "tensorrt" and not _has_tensorrt()
     wanted = _verifies(verify, request, by_hand)
     target = output_file.with_suffix(".onnx") if by_hand else output_file
@@ -303,7 +296,7 @@ def _pictures(
         results: list[Path] = []
         found = find_pictures(sources, onresult=results.append)
         tell_results(results)
-        images = [read_picture(picture.path, bands) for picture in found[:count]]
+        images = [read_picture(picture.path, bands) for picture in options.spread(found, count)]
         return [resized(image, size or image.shape[:2]) for image in images]
     sizes = [size] * count if size else [OTHER_SIZE, (512, 1024), (least, least + 7)]
     streets = [render_street(*each, seed=i, split=split)[0] for i, each in enumerate(sizes)]

@@ -78,13 +78,13 @@ def numbers(
 
 
 def parse_dtype(text: str) -> str:
-    """Parse one of `DTYPES`.
+    """Parse one of `ANY_DTYPES`.
 
     Raises:
         typer.BadParameter: it is not one of them.
     """
-    if text not in DTYPES:
-        raise typer.BadParameter(f"{text!r} is not one of {', '.join(DTYPES)}")
+    if text not in ANY_DTYPES:
+        raise typer.BadParameter(f"{text!r} is not one of {', '.join(ANY_DTYPES)}")
     return text
 
 
@@ -167,6 +167,33 @@ Backend = Annotated[
 DtypeName = Literal["float32", "float16", "bfloat16"]
 DTYPES = get_args(DtypeName)
 Dtype = Annotated[DtypeName, typer.Option(metavar="DTYPE", help=f"Precision: {', '.join(DTYPES)}.")]
+ANY_DTYPES = (*DTYPES, "int8")
+AnyDtype = Annotated[
+    Literal["float32", "float16", "bfloat16", "int8"],
+    typer.Option(
+        metavar="DTYPE",
+        help=f"Precision: {', '.join(ANY_DTYPES)}. int8, on a CPU, needs calibration.",
+    ),
+]
+CALIBRATION = 64
+"""Maximum number of pictures for calibration."""
+
+Calibration = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="SOURCE",
+        help="Pictures for int8, like those that will come: files, folders or patterns, of which "
+        f"at most {CALIBRATION} are used, from all over. May be repeated.",
+    ),
+]
+
+
+def spread(found: Sequence[Value], most: int = CALIBRATION) -> list[Value]:
+    """At most that many of a sequence, at equal distances."""
+    count = min(len(found), most)
+    return [found[index * len(found) // count] for index in range(count)]
+
+
 Device = Annotated[
     str | None,
     typer.Option(

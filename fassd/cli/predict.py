@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +25,7 @@ from fassd.io.files import check_file, check_folder
 if TYPE_CHECKING:
     import torch
 
+    from fassd.inference.pictures import ImageLike
     from fassd.inference.segmenter import Segmenter
     from fassd.io.find import PictureFile, Video
 
@@ -66,7 +67,8 @@ def predict(
     source: Sources,
     output: Output,
     network: NetworkOptions,
-    dtype: options.Dtype = "float32",
+    dtype: options.AnyDtype = "float32",
+    calibration: options.Calibration = None,
     size: InputSize = None,
     scales: options.Scales = (1.0,),
     flip: options.Flip = False,
@@ -169,6 +171,7 @@ def predict(
     device = device_for(network.model, device)
     chosen = network.pick()
     identity = (*chosen, network.backend, dtype, size, *scales, flip, strips.tiles)
+    identity += tuple(calibration or ())
     ids = None if results.label_ids is None else read_ids(results.label_ids)
     kind = functools.partial(StripBatch, strips) if strips.asked else Batch
     work = kind(output, results, identity, single=single, again=again, ids=ids)
@@ -182,7 +185,8 @@ def predict(
         todo = work.unfinished(found[rank() :: world_size()])
         if todo:
             place = device if world_size() == 1 else str(home)
-            segmenter = build_segmenter(chosen, network.backend, dtype, place, size, scales, flip)
+            how = (network.backend, dtype, place, size, scales, flip)
+            segmenter = build_segmenter(chosen, *how, calibrating(calibration, dtype))
             if is_main():
                 tell_weights(chosen.weights, segmenter.model)
             with bounded_memory(world_size()):
@@ -203,6 +207,7 @@ def build_segmenter(
     size: Size | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    calibration: Iterable[ImageLike] | None = None,
 ) -> Segmenter:
     import torch
 
@@ -220,7 +225,23 @@ def build_segmenter(
         size=size,
         scales=scales,
         flip=flip,
+        calibration=calibration,
     )
+
+
+def calibrating(sources: Sequence[str] | None, dtype: str) -> list[Path] | None:
+    """Files of the pictures that --calibration names; None if it was not given.
+
+    Raises:
+        ValueError: it names none, or is given without --dtype int8.
+    """
+    from fassd.io.find import find_pictures
+
+    if not sources:
+        return None
+    if dtype != "int8":
+        raise ValueError(f"--calibration works only with --dtype int8, got --dtype {dtype}")
+    return [picture.path for picture in options.spread(find_pictures(sources))]
 
 
 def _summary(done: list[tuple[PictureFile, Size, float]]) -> Table:

@@ -68,10 +68,13 @@ class Agreement:
     labels: float
     relative: float | None
 
-    @property
-    def comparable(self) -> bool:
-        """True if the two do the same work, so that their speeds may be compared."""
-        return self.labels >= AGREEMENT_LIMIT
+    def comparable(self, dtype: str = "float32") -> bool:
+        """True if the two do the same work, so that their speeds may be compared.
+
+        Args:
+            dtype: precision of the output; in int8, `LABELS_LIMIT` says how many labels may differ.
+        """
+        return self.labels >= (100 * LABELS_LIMIT[dtype] if dtype == "int8" else AGREEMENT_LIMIT)
 
 
 def equal_labels(reference: Tensor, labels: Tensor) -> float:

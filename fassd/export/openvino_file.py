@@ -46,12 +46,23 @@ def write_openvino(
     openvino = need("openvino")
     converted = openvino_core().read_model(model.SerializeToString())
     if batches is not None:
-        nncf = need("nncf")
-        try:
-            converted = nncf.quantize(
-                converted, nncf.Dataset(list(batches)), subset_size=len(batches)
-            )
-        except Exception as error:  # its own kinds of errors
-            raise ExportError(f"NNCF cannot quantise the network: {error}") from error
+        converted = quantized(converted, batches)
     converted.set_rt_info(metadata.to_json(), [KEY])
     openvino.save_model(converted, str(path), compress_to_fp16=metadata.dtype == "float16")
+
+
+def quantized(model: Any, batches: Sequence[npt.NDArray[Any]]) -> Any:
+    """An `openvino.Model` in int8.
+
+    Args:
+        batches: inputs for calibration.
+
+    Raises:
+        ExportError: NNCF failed.
+        ImportError: nncf is missing.
+    """
+    nncf = need("nncf")
+    try:
+        return nncf.quantize(model, nncf.Dataset(list(batches)), subset_size=len(batches))
+    except Exception as error:  # its own kinds of errors
+        raise ExportError(f"NNCF cannot quantise the network: {error}") from error

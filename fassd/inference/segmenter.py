@@ -6,7 +6,7 @@ import copy
 import functools
 import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeAlias, get_args, overload
 
 import numpy as np
@@ -56,7 +56,8 @@ class Segmenter:
             here, or the name of one of its backends. For a file, its runtime: "onnxruntime" or
             "openvino" for .onnx, "auto" for the ending's default.
         dtype: precision of the network: torch.float32, float16, bfloat16, or None for the dtype of
-            its weights. A file keeps its own.
+            its weights; int8 lets its convolutions compute in bytes on a CPU, except the first and
+            the last one. A file keeps its own.
         device: device to run on; None for that of `model`, or for a name CUDA if there is any.
         size: (height, width) of the network's input. Pictures are resized to it (bilinear,
             antialiased) and the logits are resized back (bilinear, align_corners=True, as
@@ -69,10 +70,12 @@ class Segmenter:
             `fassd.io.images.read_image`: (low, high), "auto", or None for all that 16 bits can hold
             and 0 .. 1 for floats.
         max_pixels: maximum of height times width of a picture file.
+        calibration: for int8, pictures like those that will come, each as `predict` takes one; the
+            ranges of the network's maps are measured on them.
 
     Raises:
         ValueError: a name or backend is unknown, weights are unsuitable, or a size, scale or range
-            is bad.
+            is bad; int8 comes without calibration, or calibration without int8.
         FileNotFoundError: there is no such weights file.
         TypeError: the model is neither a name nor a module; or, in `predict`, it returns no logits.
     """
@@ -92,6 +95,7 @@ class Segmenter:
         flip: bool = False,
         range: Range = None,
         max_pixels: int = MAX_PIXELS,
+        calibration: Iterable[ImageLike] | None = None,
     ) -> None:
         is_file = is_exported(model) or is_weights_file(model)
         if not isinstance(model, (str, nn.Module)) and not is_file:
@@ -99,8 +103,15 @@ class Segmenter:
                 f"model must be a name, a file or a torch.nn.Module, got {type(model).__name__}"
             )
         size = None if size is None else _checked_size(size)
-        if dtype not in (None, *DTYPES.values()):
-            raise ValueError(f"dtype must be float32, float16, bfloat16 or None, got {dtype}")
+        if dtype not in (None, *DTYPES.values(), torch.int8):
+            raise ValueError(f"dtype must be float32, float16, bfloat16, int8 or None, got {dtype}")
+        is_exported_file = isinstance(model, ExportedNetwork) or is_exported(model)
+        if (calibration is not None) != (dtype == torch.int8 and not is_exported_file):
+            raise ValueError(
+                "int8 needs calibration, pictures like those that will come"
+                if calibration is None
+                else "calibration is for a network in int8 alone, whose dtype is torch.int8"
+            )
         self.backend = backend
         self.views = Views(scales, flip)
         self.range, self.max_pixels = as_range(range), max_pixels
@@ -118,10 +129,18 @@ class Segmenter:
             return
         network = _network(model, weights, num_classes, alpha, device)
         self.size = size
-        self.model = accelerated(network, backend, dtype)
+        self.model = network
         # The network's own dtype, not the requested one: an accelerated one may keep other buffers.
-        first = next(self.model.parameters(), torch.empty(0))
-        self.device, self.dtype = first.device, dtype or first.dtype
+        first = next(network.parameters(), torch.empty(0))
+        own = dtype in (None, torch.int8)
+        self.device, self.dtype = first.device, first.dtype if own else dtype
+        inputs = None if calibration is None else self._batches(calibration)
+        self.model = accelerated(network, backend, dtype, inputs)
+
+    def _batches(self, pictures: Iterable[ImageLike]) -> Iterator[torch.Tensor]:
+        """Inputs for calibration."""
+        for index, picture in enumerate(pictures):
+            yield self._batch(self._picture(picture, f"calibration {index}: ", "RGB"))[0]
 
     @property
     def classes(self) -> tuple[LabelClass, ...]:
@@ -410,21 +429,25 @@ def _name(image: Any) -> str:
 
 
 def accelerated(
-    model: nn.Module, backend: str = "auto", dtype: torch.dtype | None = None
+    model: nn.Module,
+    backend: str = "auto",
+    dtype: torch.dtype | None = None,
+    calibration: Iterable[torch.Tensor] | None = None,
 ) -> nn.Module:
     """A copy of `model` in eval mode, computing in `dtype` with `backend` (see `Segmenter`).
 
-    Branches of an encoder that can be merged are merged.
+    Branches of an encoder that can be merged are merged. `calibration` holds inputs of the network.
 
     Raises:
         ValueError: the backend is unknown to `fassd_kernels`, or not available.
     """
     network = reparameterize(copy.deepcopy(model).eval())
-    if backend == "reference":
+    if backend == "reference" and dtype != torch.int8:
         return network if dtype is None else network.to(dtype)
     import fassd_kernels
 
-    return fassd_kernels.accelerate(network, dtype=dtype, backend=backend).eval()
+    settings: Any = {"dtype": dtype, "backend": backend, "calibration": calibration}
+    return fassd_kernels.accelerate(network, **settings).eval()
 
 
 def _check_file(

@@ -226,6 +226,8 @@ def plan(
         raise UnboundedError(
             f"strips need a network of fassd.list_models(), got a {type(network).__name__}"
         )
+    if getattr(network, "quantization", None) is not None:
+        raise UnboundedError("strips are not computed in int8: choose another dtype, or tiles")
     if segmenter.size is not None:
         raise ValueError("strips are of a picture's own size: no other size can be given")
     if not segmenter.views.plain:

@@ -14,6 +14,8 @@ from torch.fx import GraphModule, Node
 from fassd_kernels.backends import AUTO, choose, meant
 from fassd_kernels.graphs.fusing import fuse
 from fassd_kernels.graphs.mutation import make_functional
+from fassd_kernels.graphs.quantizing import Observer, quantize
+from fassd_kernels.graphs.ranges import Quantization
 from fassd_kernels.graphs.steps import Packing, fastest
 from fassd_kernels.modules.fused import packing
 from fassd_kernels.modules.snapshot import Contents
@@ -22,7 +24,9 @@ from fassd_kernels.ops import release_memory
 log = logging.getLogger(__name__)
 
 
-def compile_graph(module: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+def compile_graph(
+    module: GraphModule, inputs: Sequence[Any], quantization: Quantization | None = None
+) -> Callable[..., Any]:
     """Compile a captured graph to the fused operators: Dynamo's backend `fassd_kernels`.
 
     >>> fast = torch.compile(model.eval(), backend="fassd_kernels")
@@ -32,6 +36,8 @@ def compile_graph(module: GraphModule, inputs: Sequence[Any]) -> Callable[..., A
     Args:
         module: graph, with its parameters among its inputs.
         inputs: inputs of a call, whose device determines the available kernels.
+        quantization: grids of the maps with which convolutions compute in bytes, or which are to
+            be measured.
 
     Returns:
         A callable that computes the same: a `FusedGraph`, or the unchanged graph if nothing can be
@@ -46,10 +52,17 @@ def compile_graph(module: GraphModule, inputs: Sequence[Any]) -> Callable[..., A
     for old, new in copies.items():
         new.meta = dict(old.meta)
     why = why or make_functional(fused.graph)
-    steps = [] if why else fuse(fused)
+    steps = [] if why else fuse(fused, joins=quantization is None)
     if why:
         log.warning("a graph runs as it stands: %s", why)
-    return FusedGraph(plain, fused, steps) if steps else plain.forward
+    if not steps:
+        return plain.forward
+    run = None
+    if quantization is not None and quantization.histograms is not None:
+        run = Observer(fused, quantization.histograms).run
+    elif quantization is not None:
+        steps = quantize(fused, steps, quantization.grids)
+    return FusedGraph(plain, fused, steps, run)
 
 
 def reason_against(tensors: Sequence[Tensor]) -> str:
@@ -74,8 +87,15 @@ class FusedGraph:
     again if one has changed.
     """
 
-    def __init__(self, plain: GraphModule, fused: GraphModule, steps: Sequence[Packing]) -> None:
+    def __init__(
+        self,
+        plain: GraphModule,
+        fused: GraphModule,
+        steps: Sequence[Packing],
+        run: Callable[..., Any] | None = None,
+    ) -> None:
         self.plain, self.fused, self.steps = plain, fused, steps
+        self.run = run or fused
         places = {node: i for i, node in enumerate(placeholders(fused))}
         self.places = places
         read: dict[int, None] = {}
@@ -101,7 +121,7 @@ class FusedGraph:
                     step.pack(lambda node: None if node is None else held[self.places[node]])
             self.known = (weights, contents) if lasting else None
         measured = len(fastest)
-        result = self.fused(*inputs)
+        result = self.run(*inputs)
         if not fresh or len(fastest) > measured:
             release_memory()  # of folding, and of the ways that were tried
         return result

@@ -11,11 +11,54 @@ from typing import Any
 import torch
 from torch import nn
 
+from fassd_kernels.graphs.ranges import Quantization
 from fassd_kernels.modules.fused import Fused, is_traced, runs_as_written
 from fassd_kernels.modules.snapshot import Snapshot, hooked_globally, replaced_forward
 
 
-class Captured(nn.Module):
+class Capturing(nn.Module):
+    """Mixin for modules of which one method runs as the graphs that Dynamo captures of it.
+
+    Attributes:
+        quantization: grids of the maps with which convolutions compute in bytes; None where all
+            computes in the module's own type.
+    """
+
+    quantization: Quantization | None = None
+    _parts_seen: Snapshot | None = None
+    _compiled: Callable[..., Any] | None = None
+
+    def as_written(self, *inputs: Any, **keywords: Any) -> Any:
+        """The method to capture."""
+        raise NotImplementedError(f"{type(self).__name__} must define as_written")
+
+    def compiled(self) -> Callable[..., Any] | None:
+        """The compiled `as_written`; None if a part carries hooks."""
+        now = self._parts_seen
+        if now is None or not now.holds(self):  # Dynamo does not guard hooks
+            self._parts_seen = now = Snapshot(self)
+        if now.hooked:
+            return None
+        if self._compiled is None:
+            # Imported late: Dynamo takes a second, and fails if no temporary folder can be written.
+            from fassd_kernels.graphs.backend import compile_graph
+
+            # Its own code object: Dynamo counts the graphs of each, up to eight.
+            written = type(self).as_written
+            frame = FunctionType(written.__code__.replace(), written.__globals__, "as_written")
+            backend = functools.partial(compile_graph, quantization=self.quantization)
+            self._compiled = torch.compile(frame, backend=backend)
+        return self._compiled
+
+    def quantize(self, quantization: Quantization | None) -> None:
+        """Compute with other grids from now on."""
+        self.quantization, self._compiled = quantization, None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_compiled": None, "_parts_seen": None}
+
+
+class Captured(Capturing):
     """Mixin that `accelerate` puts in front of a module's own class.
 
     In eval mode ``forward`` runs the graphs that Dynamo captures of it on the fused operators
@@ -26,8 +69,6 @@ class Captured(nn.Module):
     """
 
     original: type[nn.Module]
-    _seen: Snapshot | None = None
-    _compiled: Callable[..., Any] | None = None
     _told = False  # True once the warning about an incomplete capture was issued
 
     def forward(self, *inputs: Any, **keywords: Any) -> Any:
@@ -55,26 +96,6 @@ class Captured(nn.Module):
 
     def as_written(self, *inputs: Any, **keywords: Any) -> Any:
         return self.original.forward(self, *inputs, **keywords)
-
-    def compiled(self) -> Callable[..., Any] | None:
-        """The compiled `as_written`; None if a part carries hooks."""
-        now = self._seen
-        if now is None or not now.holds(self):  # Dynamo does not guard hooks
-            self._seen = now = Snapshot(self)
-        if now.hooked:
-            return None
-        if self._compiled is None:
-            # Imported late: Dynamo takes a second, and fails if no temporary folder can be written.
-            from fassd_kernels.graphs.backend import compile_graph
-
-            # Its own code object: Dynamo counts the graphs of each, up to eight.
-            written = Captured.as_written
-            frame = FunctionType(written.__code__.replace(), written.__globals__, "as_written")
-            self._compiled = torch.compile(frame, backend=compile_graph)
-        return self._compiled
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_compiled": None, "_seen": None}
 
     def __reduce__(self) -> Any:
         return restore, (self.original,), self.__getstate__()

@@ -28,18 +28,23 @@ MEANS = {F.adaptive_avg_pool2d, F.avg_pool2d, torch.mean, "mean"}
 """Functions and methods that read an image and return new memory."""
 
 
-def fuse(module: GraphModule) -> list[Packing]:
+def fuse(module: GraphModule, joins: bool = True) -> list[Packing]:
     """Put steps into the graph of `module`, which is functional.
+
+    Args:
+        joins: False leaves each resizing and each convolution a step of its own.
 
     Returns:
         The steps that have weights.
     """
     graph = module.graph
     steps: list[Packing] = []
+    if not joins:
+        resize_parts(graph)
     for node in list(graph.nodes):
         found = patterns.convolution(node)
         if found is not None:
-            steps.append(fuse_convolution(module, found))
+            steps.append(fuse_convolution(module, found, joins))
     for node in list(graph.nodes):
         found = patterns.lone_norm(node)
         if found is not None:
@@ -47,14 +52,15 @@ def fuse(module: GraphModule) -> list[Packing]:
     for node in list(graph.nodes):
         fuse_resizing(module, node)
         fuse_pooling(module, node)
-        fuse_pair(module, node)
+        if joins:
+            fuse_pair(module, node)
     multiply_in_place(module)
     graph.lint()
     module.recompile()
     return steps
 
 
-def fuse_convolution(module: GraphModule, conv: Convolution) -> Packing:
+def fuse_convolution(module: GraphModule, conv: Convolution, joins: bool = True) -> Packing:
     """Fuse a convolution with as many of the following nodes as one operator computes."""
     last = conv.node
 
@@ -79,7 +85,7 @@ def fuse_convolution(module: GraphModule, conv: Convolution) -> Packing:
     pool = 2 if read(patterns.halved) else 1
     images = patterns.concatenated(conv.image)
     options = (conv.weight, conv.bias, norm, slope, conv.stride, conv.dilation, activation)
-    low = upsampled(conv, images) if residual is None and pool == 1 else []
+    low = upsampled(conv, images) if joins and residual is None and pool == 1 else []
     if low:
         sources = [source(image) for image in low]
         skips = [image for image in images if image not in low]
@@ -135,6 +141,25 @@ def fuse_resizing(module: GraphModule, node: Node) -> None:
         replace(module, following, Labels(), arguments)
     else:
         replace(module, node, Upsample("upsample"), arguments)
+
+
+def resize_parts(graph: Graph) -> None:
+    """Concatenate resized images in place of resizing concatenated ones."""
+    for node in list(graph.nodes):
+        found = patterns.resized(node)
+        images = patterns.concatenated(found.image) if found else []
+        if found is None or len(images) < 2:
+            continue
+        whole, first, parts = found.image, 0, []
+        with graph.inserting_before(node):
+            for image in images:
+                part = graph.node_copy(node)
+                part.replace_input_with(whole, image)
+                last = first + int(value(image).shape[1])
+                part.meta = {**node.meta, "example_value": value(node)[:, first:last]}
+                parts.append(part)
+                first = last
+            put(graph, node, graph.call_function(torch.cat, (parts, 1)))
 
 
 def multiply_in_place(module: GraphModule) -> None:

@@ -264,7 +264,10 @@ def largest(node: Node) -> tuple[Node, Static, Static, Static] | None:
 
 
 def concatenated(node: Node) -> list[Node]:
-    """The images that a node concatenates along their channels; the node itself otherwise."""
+    """The images that a node concatenates along their channels; the node itself otherwise.
+
+    Those of a concatenation among them take its place.
+    """
     if node.op != "call_function" or node.target not in CONCATENATIONS:
         return [node]
     given = arguments(node, ("tensors", "dim"))
@@ -272,7 +275,9 @@ def concatenated(node: Node) -> list[Node]:
     if given.get("dim", 0) not in (1, -3) or not isinstance(images, (list, tuple)):
         return [node]
     dtypes = {value(each).dtype if is_image(each) else None for each in (node, *images)}
-    return list(images) if len(dtypes) == 1 else [node]
+    return (
+        [each for image in images for each in concatenated(image)] if len(dtypes) == 1 else [node]
+    )
 
 
 class Resized(NamedTuple):

@@ -105,21 +105,30 @@ class Packing(nn.Module):
 
     def fold(self, read: Read) -> dict[str, Any]:
         """Weight, bias and slopes, with the batch norm folded in."""
-        weight, bias, norm, slope = self.placeholders
+        weight, bias, _, _ = self.placeholders
         conv: Any = SimpleNamespace(weight=read(weight), bias=read(bias))
-        batch_norm = None
-        if norm is not None:
-            names = ("running_mean", "running_var", "weight", "bias")
-            found = dict(zip(names, map(read, norm.tensors), strict=True))
-            batch_norm = SimpleNamespace(**found, eps=norm.eps)
-            if weight is None:
-                conv.weight = torch.ones_like(batch_norm.running_var)[:, None, None, None]
-        dtype = conv.weight.dtype
-        weights, biases = fold(conv, batch_norm, dtype)
-        slopes = torch.tensor(slope) if isinstance(slope, float) else read(slope)
-        if slopes is not None:  # one slope for all channels, or one for each
-            slopes = slopes.to(weights.device, dtype).expand(weights.shape[0]).contiguous()
-        return {"weight": weights, "bias": biases, "slope": slopes}
+        norm = self.batch_norm(read)
+        if conv.weight is None:
+            conv.weight = torch.ones_like(norm.running_var)[:, None, None, None]
+        weights, biases = fold(conv, norm, conv.weight.dtype)
+        return {"weight": weights, "bias": biases, "slope": self.slopes(read, weights)}
+
+    def batch_norm(self, read: Read) -> Any:
+        """The batch norm of a call, as `fold` takes it; None if there is none."""
+        _, _, norm, _ = self.placeholders
+        if norm is None:
+            return None
+        names = ("running_mean", "running_var", "weight", "bias")
+        found = dict(zip(names, map(read, norm.tensors), strict=True))
+        return SimpleNamespace(**found, eps=norm.eps)
+
+    def slopes(self, read: Read, like: Tensor) -> Tensor | None:
+        """The slopes of each channel, as many as `like` is long; None if there are none."""
+        slope = self.placeholders[3]
+        found = torch.tensor(slope) if isinstance(slope, float) else read(slope)
+        if found is None:  # one slope for all channels, or one for each
+            return None
+        return found.to(like.device, like.dtype).expand(len(like)).contiguous()
 
     def pack(self, read: Read) -> None:
         """Read and pack the weights of a call; `read` must hold as long as they do."""

@@ -374,7 +374,7 @@ def test_convolutions_in_front_of_fused_modules_run_in_channels_last() -> None:
 def test_refusals() -> None:
     with pytest.raises(TypeError, match=r"model is a str; expected a torch.nn.Module"):
         accelerate("fassd_net")
-    with pytest.raises(TypeError, match=r"dtype is torch.int8; expected None or one of"):
-        accelerate(MDA(8, 2), dtype=torch.int8)
+    with pytest.raises(TypeError, match=r"dtype is torch.int16; expected None or one of"):
+        accelerate(MDA(8, 2), dtype=torch.int16)
     with pytest.raises(fassd_kernels.BackendError, match="expected one of auto"):
         accelerate(MDA(8, 2), backend="quantum")
