@@ -32,7 +32,8 @@ def fuse(module: GraphModule, joins: bool = True) -> list[Packing]:
     """Put steps into the graph of `module`, which is functional.
 
     Args:
-        joins: False leaves each resizing and each convolution a step of its own.
+        joins: False leaves each resizing and each convolution a step of its own, and a batch norm
+            behind no convolution as it is.
 
     Returns:
         The steps that have weights.
@@ -46,7 +47,7 @@ def fuse(module: GraphModule, joins: bool = True) -> list[Packing]:
         if found is not None:
             steps.append(fuse_convolution(module, found, joins))
     for node in list(graph.nodes):
-        found = patterns.lone_norm(node)
+        found = patterns.lone_norm(node) if joins else None
         if found is not None:
             steps.append(fuse_convolution(module, found))
     for node in list(graph.nodes):
