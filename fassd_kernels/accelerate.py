@@ -148,7 +148,9 @@ def accelerate(
         # The fused modules return channels_last. Convolutions that were not replaced do the same
         # with such inputs, so that nothing between them is converted.
         first = next(m for m in fused.modules() if isinstance(m, (Fused, nn.Conv2d)))
-        lays_out = isinstance(fused, FusedNetwork) and isinstance(fused.base, Encoder)
+        lays_out = isinstance(fused, QuantizedNetwork) or (
+            isinstance(fused, FusedNetwork) and isinstance(fused.base, Encoder)
+        )
         if not isinstance(first, Fused) and first.weight.is_cpu and not lays_out:
             fused.register_forward_pre_hook(lay_out_inputs, with_kwargs=True)
     if calibration is not None and not disabled():

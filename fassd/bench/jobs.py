@@ -33,7 +33,7 @@ from fassd.synth import render_street
 
 ROUNDING_NOTE = "a random network amplifies rounding: judge 16 bits by trained weights"
 
-CALIBRATION = 32
+CALIBRATION = 16
 """Number of streets that int8 is calibrated on."""
 
 LARGEST = 1 << 16

@@ -13,5 +13,6 @@ A graph comes in one of two ways, and is fused by the same patterns (:mod:`patte
 
 `compile_graph` makes Dynamo's graph functional (:mod:`mutation`), finds the patterns, and replaces
 them by steps, whose weights are packed once, and again after a change (:mod:`steps`). Everything
-else runs on PyTorch's operators.
+else runs on PyTorch's operators. After a calibration (:mod:`ranges`), steps can compute in bytes
+(:mod:`quantizing`).
 """

@@ -27,7 +27,7 @@ from fassd_kernels.graphs.quantized_steps import (
     QuantizedUpsample,
 )
 from fassd_kernels.graphs.ranges import Grid, Histogram
-from fassd_kernels.graphs.steps import GroupedStep, Packing, Step, Upsample
+from fassd_kernels.graphs.steps import Packing, Step, Upsample
 
 MOST_PRODUCTS = 65_793
 """Products of bytes, the sum of which 32 bits hold."""
@@ -66,7 +66,7 @@ def maps(module: GraphModule) -> dict[Node, str]:
     found: dict[Node, str] = {}
     for node in module.graph.nodes:
         step: Any = step_at(module, node)
-        if isinstance(step, Step):
+        if type(step) is Step:
             weight = str(step.placeholders[0].target)
             for number, image in enumerate(node.args[0]):
                 found.setdefault(image, f"{weight} reads {number}")
@@ -136,7 +136,7 @@ class Lowering:
         self.module = module
         self.measured = {n: grids[name] for n, name in names.items() if name in grids}
         nodes = list(module.graph.nodes)
-        every = {n for n in nodes if isinstance(step_at(module, n), (Step, GroupedStep))}
+        every = {n for n in nodes if isinstance(step_at(module, n), Step)}
         inner = related(nodes, every, "all_input_nodes") & related(nodes[::-1], every, "users")
         self.steps = {n: step_at(module, n) for n in nodes if n in inner and self.takes(n)}
         found = filter(None, map(normalized, nodes))
@@ -150,7 +150,7 @@ class Lowering:
         """True if a node is a convolution for which there are kernels and ranges."""
         images: Any = node.args and node.args[0]
         step = step_at(self.module, node)
-        if not isinstance(step, Step) or not all(image in self.measured for image in images):
+        if type(step) is not Step or not all(image in self.measured for image in images):
             return False
         products = math.prod(value(step.placeholders[0]).shape[1:])
         across = [step.options[name][1] for name in LIMITS]

@@ -64,6 +64,16 @@ def named(comparison):
 # --- candidates -----------------------------------------------------------------------------------
 
 
+def test_int8_is_compared_with_openvinos() -> None:
+    titles = [c.title for c in candidates(["float32", "int8"])]
+    assert [title for title in titles if "int8" in title] == [
+        "OpenVINO int8",
+        "ours int8",
+        "ours int8 labels",
+    ]
+    assert not any("int8" in c.title for c in candidates())
+
+
 def test_candidates_by_dtype_and_key():
     assert [c.title for c in candidates()] == [
         "eager NCHW",

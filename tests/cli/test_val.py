@@ -40,6 +40,18 @@ def expected(streets, dtype=torch.float32, **settings):
     return evaluated(model, SegmentationDataset(load_card(folder), "val"), **settings)
 
 
+def test_int8(streets, succeed, refusal, tmp_path):
+    """Calibrated on the training split, or on given pictures, which must exist and be wanted."""
+    folder, _ = streets
+    network = ("val", "--data", folder, "-w", folder / "w.safetensors", "-m", "fassd_net_l2")
+    scene, figures = folder / "val/scene0.png", tmp_path / "figures.json"
+    succeed(*network, "--dtype", "int8", "--calibration", scene, "--limit", "1", "--json", figures)
+    written = json.loads(figures.read_text())
+    assert written["settings"]["dtype"] == "int8" and written["miou"] > 0
+    assert "works only with --dtype int8" in refusal(*network, "--calibration", scene)
+    assert "has no split 'train'" in refusal(*network, "--dtype", "int8")
+
+
 def test_figures_and_files(streets, tmp_path, succeed):
     folder, _ = streets
     weights = folder / "w.safetensors"
