@@ -22,6 +22,7 @@ struct TileRegisters {
   }
   static void end() { _tile_release(); }
 
+  void limit(int64_t) {}
   void zero(int64_t) {
     // What was stored to memory is there before it is loaded as a tile.
     __asm__ volatile("" ::: "memory");
@@ -70,6 +71,8 @@ struct ByteVectors {
   static void end() {}
 
   void zero(int64_t) { std::memset(sums_, 0, sizeof(sums_)); }
+  // Terms from there on are zero.
+  void limit(int64_t terms) { terms_ = smaller(terms, 64); }
   template <int i>
   void load_pixels(const uint8_t* from, int64_t stride) {
     pixels_[i] = from;
@@ -87,7 +90,7 @@ struct ByteVectors {
       sums[p] = sums_[sum][p];
     }
 #pragma GCC unroll 1
-    for (int k = 0; k < 64; k += 4) {
+    for (int64_t k = 0; k < terms_; k += 4) {
       const __m512i weights = _mm512_loadu_si512(weights_[j] + 16 * k);
 #pragma GCC unroll 16
       for (int p = 0; p < 16; p++) {
@@ -112,7 +115,7 @@ struct ByteVectors {
  private:
   __m512i sums_[4][16];
   const uint8_t *pixels_[2], *weights_[2];
-  int64_t stride_;
+  int64_t stride_, terms_;
 };
 #endif
 
@@ -128,6 +131,7 @@ struct TileMatrices {
   static void begin() {}
   static void end() {}
 
+  void limit(int64_t) {}
   void zero(int64_t outputs) {
     outputs_ = outputs;
     std::memset(sums_, 0, sizeof(sums_));
@@ -225,6 +229,7 @@ struct TileEmulation {
   Sum weights[2][terms][16], sums[4][16][16];
   const Element* pixels[2];
   int64_t apart;  // bytes from pixel to pixel
+  int64_t count;  // terms that are not zero
 
   static void begin() {}
   static void end() {}
@@ -240,6 +245,7 @@ struct TileEmulation {
   static int32_t weight(uint8_t byte) { return int8_t(byte); }
 
   void zero(int64_t) { std::memset(sums, 0, sizeof(sums)); }
+  void limit(int64_t given) { count = smaller(given, terms); }
   template <int i>
   void load_pixels(const Element* from, int64_t stride) {
     pixels[i] = from;
@@ -257,7 +263,7 @@ struct TileEmulation {
   void multiply() {
     for (int p = 0; p < 16; p++) {
       const Element* const pixel = pixels[i] + p * apart / int64_t(sizeof(Element));
-      for (int t = 0; t < terms; t++) {
+      for (int64_t t = 0; t < count; t++) {
         const Sum x = value(pixel[t]);
         for (int o = 0; o < 16; o++) {
           sums[sum][p][o] += x * weights[j][t][o];
