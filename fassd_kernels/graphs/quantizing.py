@@ -41,11 +41,13 @@ class Observer(Interpreter):
 
     def __init__(self, module: GraphModule, histograms: dict[str, Histogram]) -> None:
         super().__init__(module)
-        self.histograms, self.names = histograms, maps(module)
+        names = maps(module)
+        self.histograms = histograms
+        self.names = {n: name for n, name in names.items() if not resizes(module, n)}
 
     def run_node(self, n: Node) -> Any:
         found = super().run_node(n)
-        if n in self.names and not resizes(self.module, n):
+        if n in self.names:
             self.histograms.setdefault(self.names[n], Histogram()).add(found)
         return found
 
@@ -209,7 +211,8 @@ class Lowering:
         with graph.inserting_after(image):
             new = graph.call_module(name, (image,))
         for node in readers:
-            images, residual = node.args
+            images: Any = node.args[0]
+            residual = node.args[1]
             node.args = ([new if each is image else each for each in images], residual)
 
 
