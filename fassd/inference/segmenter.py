@@ -132,8 +132,8 @@ class Segmenter:
         self.model = network
         # The network's own dtype, not the requested one: an accelerated one may keep other buffers.
         first = next(network.parameters(), torch.empty(0))
-        own = dtype in (None, torch.int8)
-        self.device, self.dtype = first.device, first.dtype if own else dtype
+        kept = dtype is None or dtype == torch.int8
+        self.device, self.dtype = first.device, first.dtype if kept else dtype
         inputs = None if calibration is None else self._batches(calibration)
         self.model = accelerated(network, backend, dtype, inputs)
 
