@@ -155,13 +155,14 @@ wheels: $(VENV)/.developing
 KERNELS = $(PYTEST) -q $(DEALT) $(CONFORMANCE) --backend cpu
 
 # The best instruction set is what `make test` has run on; these are the others, and the reference.
-TILES := -k "bfloat16 and not test_any"
+TILES := -k "bfloat16 and not test_any or quantized_operators"
+QUANTIZED := tests/kernels/test_quantized_operators.py
 isa: $(VENV)/.developing
-	FASSD_KERNELS_CPU=portable $(KERNELS) --backend reference --every $(EVERY)
+	FASSD_KERNELS_CPU=portable $(KERNELS) $(QUANTIZED) --backend reference --every $(EVERY)
 	if grep -qw avx512f /proc/cpuinfo; then \
-	  FASSD_KERNELS_CPU=avx2 $(KERNELS) $(RESULTS) --every $(EVERY); fi
+	  FASSD_KERNELS_CPU=avx2 $(KERNELS) $(QUANTIZED) $(RESULTS) --every $(EVERY); fi
 	if grep -qw amx_bf16 /proc/cpuinfo; then \
-	  FASSD_KERNELS_CPU=avx512 $(KERNELS) $(RESULTS) --every $(EVERY) $(TILES); \
+	  FASSD_KERNELS_CPU=avx512 $(KERNELS) $(QUANTIZED) $(RESULTS) --every $(EVERY) $(TILES); \
 	else FASSD_KERNELS_CPU=emulation $(KERNELS) $(RESULTS) --every $(EVERY) $(TILES); fi
 
 # Calls of the conformance suite, each computed by the emulated kernels; then a file of a thousand
@@ -190,7 +191,7 @@ sanitize: sanitizer $(VENV)/.developing
 	LD_PRELOAD="$(ASAN) $(UBSAN)" \
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	  UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
-	  $(KERNELS) $(RESULTS) -o pythonpath="tests $(SANITIZED)" -p no:cacheprovider --capture=sys \
+	  $(KERNELS) $(QUANTIZED) $(RESULTS) -o pythonpath="tests $(SANITIZED)" -p no:cacheprovider --capture=sys \
 	  --every $(EVERY) --fuzz $(if $(filter 1,$(EVERY)),2,1)
 
 score: $(VENV)/.installed

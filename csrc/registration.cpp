@@ -45,6 +45,10 @@ STABLE_TORCH_LIBRARY(fassd_kernels, m) {
   m.def(
       "quantized_sum(Tensor[] inputs, Tensor factors, Tensor bias, Tensor? slope, *, float scale, "
       "int zero, str activation=\"none\") -> Tensor");
+  m.def(
+      "conv_act_quantized(Tensor[] inputs, Tensor weight, Tensor? bias, Tensor? slope, "
+      "Tensor? packed, *, float scale, int zero, int[2] stride=1, int[2] dilation=1, "
+      "str activation=\"none\") -> Tensor");
   m.def("cpu_capability() -> str");
   m.def("release_memory() -> int");
   m.def("held_memory() -> int");
@@ -72,6 +76,7 @@ STABLE_TORCH_LIBRARY_IMPL(fassd_kernels, CPU, m) {
   m.impl("pack_quantized_weight", TORCH_BOX(&fassd::cpu::pack_quantized_weight));
   m.impl("quantized_upsample", TORCH_BOX(&fassd::cpu::quantized_upsample));
   m.impl("quantized_sum", TORCH_BOX(&fassd::cpu::quantized_sum));
+  m.impl("conv_act_quantized", TORCH_BOX(&fassd::cpu::conv_act_quantized));
   m.impl("pixel_losses", TORCH_BOX(&fassd::cpu::pixel_losses));
   m.impl("pixel_losses_backward", TORCH_BOX(&fassd::cpu::pixel_losses_backward));
 }

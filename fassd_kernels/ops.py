@@ -61,6 +61,7 @@ QUANTIZED = (
     "pack_quantized_weight",
     "quantized_upsample",
     "quantized_sum",
+    "conv_act_quantized",
 )
 SCHEMAS = {name: row.schema for name, row in OPERATORS.items()}
 

@@ -12,15 +12,25 @@ void quantize(const void* in, ScalarType dtype, float scale, int32_t zero, uint8
   });
 }
 
+// out = top + (bottom - top) * weight of rows of bytes.
 template <typename T>
-void interpolate_bytes(const uint8_t* top, const uint8_t* bottom, int64_t stride_w,
-                       const int64_t* left, const int64_t* right, const T* weight_right,
-                       T weight_bottom, int64_t begin, int64_t end, int64_t channels, uint8_t* out,
-                       int64_t out_stride) {
-  const Quantizer<T> quantizer(1, 0);
-  interpolate_with(top, bottom, stride_w, left, right, weight_right, weight_bottom, begin, end,
-                   channels, out, out_stride,
-                   [&](uint8_t* to, Vector<T> v, int64_t count) { quantizer.store(to, v, count); });
+void blend_bytes(const uint8_t* top, const uint8_t* bottom, T weight, int64_t count, T* out) {
+  for_channels<T>(count, [&](int64_t i, int64_t some) {
+    const Vector<T> a = load_some<T>(top + i, some), b = load_some<T>(bottom + i, some);
+    store_some<T>(out + i, a + (b - a) * weight, some);
+  });
+}
+
+template <typename T>
+void resize_to_bytes(const T* row, const int64_t* left, const int64_t* right, const T* weight_right,
+                     int64_t width, int64_t channels, uint8_t* out) {
+  for (int64_t x = 0; x < width; x++, out += channels) {
+    const T *const before = row + left[x] * channels, *const after = row + right[x] * channels;
+    for_channels<T>(channels, [&](int64_t i, int64_t some) {
+      const Vector<T> a = load_some<T>(before + i, some), b = load_some<T>(after + i, some);
+      store_rounded<T>(out + i, a + (b - a) * weight_right[x], 0, some);
+    });
+  }
 }
 
 // Row y of image n of act(sum of inputs times factors + bias).

@@ -1,4 +1,5 @@
 #include "packing.h"
+#include "quantized.h"
 
 namespace fassd::cpu {
 
@@ -52,6 +53,23 @@ void run_pooled(const Conv<T>& conv, Tensor& out) {
                     });
 }
 
+// The same of the bytes that a band's values are nearest to.
+template <typename T>
+void run_to_bytes(const Conv<T>& conv, Tensor& out, double scale, int64_t zero) {
+  const int64_t width = conv.out_width, channels = conv.out_channels, row = width * channels;
+  auto* const to = static_cast<uint8_t*>(out.mutable_data_ptr());
+  parallel_bands<T>(out.size(0), conv.out_height, row, kernels<T>().conv_scratch(conv),
+                    [&](T* scratch, int64_t n, int64_t first, int64_t last) {
+                      const Band<T> band = {scratch, channels, conv.out_height, width, first, last};
+                      Conv<T> part = conv;
+                      part.out = band.destination();
+                      run_rows(part, n, first, last, scratch + band.values());
+                      kernels<T>().quantize(scratch, dtype_of<T>, float(scale), int32_t(zero),
+                                            to + (n * conv.out_height + first) * row,
+                                            (last - first) * row);
+                    });
+}
+
 }  // namespace
 
 Tensor conv_act(const Tensors& inputs, const Tensor& weight, const OptionalTensor& bias,
@@ -71,6 +89,24 @@ Tensor conv_act(const Tensors& inputs, const Tensor& weight, const OptionalTenso
       run_pooled(call.conv, out);
     }
   });
+}
+
+Tensor conv_act_quantized(const Tensors& inputs, const Tensor& weight, const OptionalTensor& bias,
+                          const OptionalTensor& slope, const OptionalTensor& packed, double scale,
+                          int64_t zero, const Integers& stride, const Integers& dilation,
+                          const std::string& activation) {
+  const Checked checked = check_conv_act(inputs, weight, bias, slope, std::nullopt, packed, stride,
+                                         dilation, activation, 1);
+  check_level("conv_act_quantized", "", scale, zero);
+  Tensor out = empty_image(checked.size, ScalarType::Byte);
+  if (checked.size.numel() > 0) {
+    with_arithmetic(checked.dtype, [&](auto type) {
+      using T = decltype(type);
+      const ConvAct<T> call(inputs, weight, bias, slope, std::nullopt, packed, checked);
+      run_to_bytes<T>(call.conv, out, scale, zero);
+    });
+  }
+  return out;
 }
 
 }  // namespace fassd::cpu

@@ -1,6 +1,26 @@
 // From sums back to pixels of images: what follows the products, and writing. Part of
 // kernels_impl.h.
 
+// Writes a vector's first values, from -2^21 to 2^21, rounded, halves to even, plus `zero`: as
+// bytes, of which they are the last ones.
+template <typename T>
+inline void store_rounded(uint8_t* to, Vector<T> v, int32_t zero, int64_t count) {
+#if defined(FASSD_AVX512)
+  if constexpr (sizeof(T) == 4) {
+    const __m512i bytes = _mm512_add_epi32(_mm512_cvtps_epi32(__m512(v)), _mm512_set1_epi32(zero));
+    _mm_mask_storeu_epi8(to, __mmask16((1u << count) - 1), _mm512_cvtepi32_epi8(bytes));
+    return;
+  }
+#endif
+  // Added to this, small numbers are rounded, and end up in its last bits.
+  constexpr T shift = sizeof(T) == 8 ? T(6755399441055744.0) : T(12582912.0);
+  using Bits = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+  const auto bits = Vector<Bits>(v + shift) + zero;
+  for (int64_t i = 0; i < count; i++) {
+    to[i] = uint8_t(bits[i]);
+  }
+}
+
 // Values to bytes: the nearest to value / scale + zero, halves to even, and zero for NaN.
 template <typename T>
 class Quantizer {
@@ -19,19 +39,11 @@ class Quantizer {
       // NaN is the second of a pair, which is kept, and becomes a whole number of which the last
       // byte is 0.
       const __m512 level = _mm512_min_ps(__m512(high_), _mm512_max_ps(__m512(low_), __m512(v)));
-      const __m512i bytes = _mm512_add_epi32(_mm512_cvtps_epi32(level), _mm512_set1_epi32(zero_));
-      _mm_mask_storeu_epi8(to, __mmask16((1u << count) - 1), _mm512_cvtepi32_epi8(bytes));
-      return;
+      return store_rounded<T>(to, Vector<T>(level), zero_, count);
     }
 #endif
     v = v < low_ ? low_ : v > high_ ? high_ : v == v ? v : Vector<T>{};
-    // Added to this, small numbers are rounded, and end up in its last bits.
-    constexpr T shift = sizeof(T) == 8 ? T(6755399441055744.0) : T(12582912.0);
-    using Bits = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
-    const auto bits = Vector<Bits>(v + shift) + zero_;
-    for (int64_t i = 0; i < count; i++) {
-      to[i] = uint8_t(bits[i]);
-    }
+    store_rounded<T>(to, v, zero_, count);
   }
 
  private:

@@ -58,6 +58,7 @@ struct Prologue {
 template <typename T>
 struct Epilogue {
   const T* factor = nullptr;
+  bool bounded = false;  // bytes: whether values, over the scale, are known to fit 31 bits
   const T* bias = nullptr;
   const Image* residual = nullptr;
   Activation activation = Activation::none;
@@ -104,9 +105,11 @@ struct TileLayout {
   int64_t steps;    // tiles of a column
 
   TileLayout(int64_t channels, int64_t kernel_w) : taps(kernel_w) {
-    // More than two tiles take longer to fill than they save products.
-    const bool few =
-        tiles(kernel_w * channels) <= 2 && tiles(kernel_w * channels) < kernel_w * tiles(channels);
+    // More than two tiles take longer to fill than they save products; of bytes, whose products
+    // take half as long, more than one.
+    const int64_t most = sizeof(Element);
+    const bool few = tiles(kernel_w * channels) <= most &&
+                     tiles(kernel_w * channels) < kernel_w * tiles(channels);
     taps = few ? kernel_w : 1;
     columns = kernel_w / taps;
     steps = tiles(taps * channels);
@@ -211,11 +214,11 @@ struct Kernels {
                       const int64_t* right, const T* weight_right, T weight_bottom, int64_t begin,
                       int64_t end, int64_t channels, T* out, int64_t out_stride);
 
-  // The same of bytes, rounded to bytes.
-  void (*interpolate_bytes)(const uint8_t* top, const uint8_t* bottom, int64_t stride_w,
-                            const int64_t* left, const int64_t* right, const T* weight_right,
-                            T weight_bottom, int64_t begin, int64_t end, int64_t channels,
-                            uint8_t* out, int64_t out_stride);
+  // The same of bytes, in two steps: two rows blended, and one resized along x to bytes without
+  // gaps.
+  void (*blend_bytes)(const uint8_t* top, const uint8_t* bottom, T weight, int64_t count, T* out);
+  void (*resize_to_bytes)(const T* row, const int64_t* left, const int64_t* right,
+                          const T* weight_right, int64_t width, int64_t channels, uint8_t* out);
 
   // labels[x] = argmax over channels, for one row of an image that is planar:
   // row[c * plane + x], resized along x as above; a vector's width beyond the row may be read.

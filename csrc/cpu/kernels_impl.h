@@ -3,6 +3,7 @@
 //     vectors_impl.h       loads, stores, dtypes, transposition
 //     rows_impl.h          rows of images to planes in scratch memory
 //     finish_impl.h        sums back to pixels
+//     finish_bytes_impl.h  the same to bytes, packed
 //     multiply_impl.h      the product of weights and planes, in registers
 //     direct_impl.h        direct convolution
 //     winograd_impl.h      convolution by Winograd's method
@@ -35,6 +36,8 @@ namespace {
 //
 #include "finish_impl.h"
 //
+#include "finish_bytes_impl.h"
+//
 #include "multiply_impl.h"
 //
 #include "direct_impl.h"
@@ -61,15 +64,34 @@ namespace {
 #include "loss_impl.h"
 
 template <typename T, typename Tiles, typename Bytes = TileEmulation<uint8_t>>
-constexpr Kernels<T> table = {lanes<T>,          tile_outputs,          !std::is_void_v<Tiles>,
-                              conv_scratch<T>,   conv<T, Tiles, Bytes>, depthwise<T>,
-                              interpolate<T>,    interpolate_bytes<T>,  argmax_row<T>,
-                              confidence_row<T>, row_to_planes<T>,      blend<T>,
-                              pool_rows<T>,      max_pool<T>,           load<T>,
-                              store<T>,          quantize<T>,           weighted_sum<T>,
-                              sum_values<T>,     sum_squares<T>,        normalize_row<T>,
-                              sum_gradients<T>,  norm_gradient<T>,      add_scaled<T>,
-                              spread_row<T>,     pixel_losses<T>,       pixel_gradients<T>};
+constexpr Kernels<T> table = {lanes<T>,
+                              tile_outputs,
+                              !std::is_void_v<Tiles>,
+                              conv_scratch<T>,
+                              conv<T, Tiles, Bytes>,
+                              depthwise<T>,
+                              interpolate<T>,
+                              blend_bytes<T>,
+                              resize_to_bytes<T>,
+                              argmax_row<T>,
+                              confidence_row<T>,
+                              row_to_planes<T>,
+                              blend<T>,
+                              pool_rows<T>,
+                              max_pool<T>,
+                              load<T>,
+                              store<T>,
+                              quantize<T>,
+                              weighted_sum<T>,
+                              sum_values<T>,
+                              sum_squares<T>,
+                              normalize_row<T>,
+                              sum_gradients<T>,
+                              norm_gradient<T>,
+                              add_scaled<T>,
+                              spread_row<T>,
+                              pixel_losses<T>,
+                              pixel_gradients<T>};
 
 }  // namespace
 

@@ -32,13 +32,6 @@ void check_rank(const std::string& op, const std::string& name, const Tensor& im
                   "; expected four dimensions, N x C x H x W");
 }
 
-void check_level(const std::string& op, const std::string& of, double scale, int64_t zero) {
-  STD_TORCH_CHECK(std::isnormal(float(scale)) && scale > 0, op, ": ", of, "scale is ", scale,
-                  "; expected a finite number above 0");
-  STD_TORCH_CHECK(zero >= 0 && zero <= 255, op, ": ", of, "zero is ", zero,
-                  "; expected a byte, 0 to 255");
-}
-
 void check_vector(const std::string& op, const char* name, const Tensor& vector, int64_t channels) {
   STD_TORCH_CHECK(vector.dim() == 1 && vector.size(0) == channels, op, ": ", name, " has shape ",
                   shape_name(vector), "; expected (", channels, ",), one per output channel");
@@ -167,6 +160,21 @@ struct QuantizedConv {
   }
 };
 
+// Whether all values, over the scale of the result's bytes, certainly fit 31 bits.
+bool is_bounded(const Conv<float>& conv, double scale) {
+  const auto& epilogue = conv.epilogue;
+  const double most = 255.0 * 128 * double(conv.in_channels * conv.kernel_h * conv.kernel_w);
+  const double added = epilogue.residual ? 255 * double(epilogue.residual->scale) : 0;
+  bool bounded = true;
+  for (int64_t c = 0; c < conv.out_channels; c++) {
+    const double value =
+        std::abs(double(epilogue.factor[c])) * most + std::abs(double(epilogue.bias[c])) + added;
+    const double slope = epilogue.slope ? std::abs(double(epilogue.slope[c])) : 0;
+    bounded = bounded && value * (1 + slope) < scale * double(1 << 30);  // false for NaN
+  }
+  return bounded;
+}
+
 // Bands of the convolution in scratch memory, whose 2x2 means are written.
 void run_pooled(const Conv<float>& conv, Tensor& out) {
   const Kernels<float>& kernel = kernels<float>();
@@ -199,6 +207,13 @@ void run_pooled(const Conv<float>& conv, Tensor& out) {
 }
 
 }  // namespace
+
+void check_level(const std::string& op, const std::string& of, double scale, int64_t zero) {
+  STD_TORCH_CHECK(std::isnormal(float(scale)) && scale > 0, op, ": ", of, "scale is ", scale,
+                  "; expected a finite number above 0");
+  STD_TORCH_CHECK(zero >= 0 && zero <= 255, op, ": ", of, "zero is ", zero,
+                  "; expected a byte, 0 to 255");
+}
 
 Tensor quantize(const Tensor& input, double scale, int64_t zero) {
   const std::string op = "quantize";
@@ -278,6 +293,7 @@ Tensor quantized_conv_act(const Tensors& inputs, const Tensor& weight, const Ten
   call.conv.out = destination(out);
   call.conv.out.scale = float(scale);
   call.conv.out.zero = int32_t(zero);
+  call.conv.epilogue.bounded = bytes && is_bounded(call.conv, scale);
   if (pool == 1) {
     run(call.conv, size.batch);
   } else {
@@ -313,16 +329,20 @@ Tensor quantized_upsample(const Tensor& input, const Integers& size, bool align_
   const ResizeAxis<float> rows(image.height, result.height, align_corners);
   const ResizeAxis<float> columns(image.width, result.width, align_corners);
   const auto* const from = static_cast<const uint8_t*>(image.data);
-  const Destination to = destination(out);
-  parallel(result.batch * result.height, [&](int64_t begin, int64_t end) {
-    for (int64_t item = begin; item < end; item++) {
-      const int64_t n = item / result.height, y = item % result.height;
-      kernels<float>().interpolate_bytes(
-          from + image.offset(n, rows.before[y]), from + image.offset(n, rows.after[y]),
-          image.stride_w, columns.before, columns.after, columns.weight_after, rows.weight_after[y],
-          0, result.width, image.channels, static_cast<uint8_t*>(to.data) + to.offset(n, y, 0),
-          to.stride_w);
+  const Kernels<float>& kernel = kernels<float>();
+  const int64_t channels = image.channels, row = image.width * channels;
+  const bool dense = image.stride_w == channels;
+  auto* const to = static_cast<uint8_t*>(out.mutable_data_ptr());
+  parallel_items<float>(result.batch * result.height, row, [&](float* scratch, int64_t item) {
+    const int64_t n = item / result.height, y = item % result.height;
+    const uint8_t* const top = from + image.offset(n, rows.before[y]);
+    const uint8_t* const bottom = from + image.offset(n, rows.after[y]);
+    for (int64_t x = 0; x < (dense ? 1 : image.width); x++) {
+      kernel.blend_bytes(top + x * image.stride_w, bottom + x * image.stride_w,
+                         rows.weight_after[y], dense ? row : channels, scratch + x * channels);
     }
+    kernel.resize_to_bytes(scratch, columns.before, columns.after, columns.weight_after,
+                           result.width, channels, to + item * result.width * channels);
   });
   return out;
 }

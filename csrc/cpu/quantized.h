@@ -22,6 +22,15 @@ Tensor pack_quantized_weight(const Tensor& weight, const Integers& stride,
 
 Tensor quantized_upsample(const Tensor& input, const Integers& size, bool align_corners);
 
+// `quantize` of `conv_act`, of which rows stay in the cache in between.
+Tensor conv_act_quantized(const Tensors& inputs, const Tensor& weight, const OptionalTensor& bias,
+                          const OptionalTensor& slope, const OptionalTensor& packed, double scale,
+                          int64_t zero, const Integers& stride, const Integers& dilation,
+                          const std::string& activation);
+
+// Throws unless a scale and a zero point are those of bytes; `of` is the prefix of their names.
+void check_level(const std::string& op, const std::string& of, double scale, int64_t zero);
+
 Tensor quantized_sum(const Tensors& inputs, const Tensor& factors, const Tensor& bias,
                      const OptionalTensor& slope, double scale, int64_t zero,
                      const std::string& activation);

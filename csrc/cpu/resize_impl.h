@@ -43,35 +43,24 @@ void store(const T* in, void* out, ScalarType dtype, int64_t count) {
   });
 }
 
-// `write(to, values, channels)` for every vector of channels; `In` is T or bytes.
-template <typename T, typename In, typename Write>
-void interpolate_with(const In* top, const In* bottom, int64_t stride_w, const int64_t* left,
-                      const int64_t* right, const T* weight_right, T weight_bottom, int64_t begin,
-                      int64_t end, int64_t channels, In* out, int64_t out_stride,
-                      const Write& write) {
-  const T weight_top = 1 - weight_bottom;
-  for (int64_t x = begin; x < end; x++, out += out_stride) {
-    const T a = (1 - weight_right[x]) * weight_top, b = weight_right[x] * weight_top;
-    const T c = (1 - weight_right[x]) * weight_bottom, d = weight_right[x] * weight_bottom;
-    const In *top_left = top + left[x] * stride_w, *top_right = top + right[x] * stride_w;
-    const In *bottom_left = bottom + left[x] * stride_w,
-             *bottom_right = bottom + right[x] * stride_w;
-    for_channels<T>(channels, [&](int64_t i, int64_t count) {
-      const Vector<T> v =
-          load_some<T>(top_left + i, count) * a + load_some<T>(top_right + i, count) * b +
-          load_some<T>(bottom_left + i, count) * c + load_some<T>(bottom_right + i, count) * d;
-      write(out + i, v, count);
-    });
-  }
-}
-
 template <typename T>
 void interpolate(const T* top, const T* bottom, int64_t stride_w, const int64_t* left,
                  const int64_t* right, const T* weight_right, T weight_bottom, int64_t begin,
                  int64_t end, int64_t channels, T* out, int64_t out_stride) {
-  interpolate_with(top, bottom, stride_w, left, right, weight_right, weight_bottom, begin, end,
-                   channels, out, out_stride,
-                   [](T* to, Vector<T> v, int64_t count) { store_some<T>(to, v, count); });
+  const T weight_top = 1 - weight_bottom;
+  for (int64_t x = begin; x < end; x++, out += out_stride) {
+    const T a = (1 - weight_right[x]) * weight_top, b = weight_right[x] * weight_top;
+    const T c = (1 - weight_right[x]) * weight_bottom, d = weight_right[x] * weight_bottom;
+    const T *top_left = top + left[x] * stride_w, *top_right = top + right[x] * stride_w;
+    const T *bottom_left = bottom + left[x] * stride_w,
+            *bottom_right = bottom + right[x] * stride_w;
+    for_channels<T>(channels, [&](int64_t i, int64_t count) {
+      const Vector<T> v =
+          load_some<T>(top_left + i, count) * a + load_some<T>(top_right + i, count) * b +
+          load_some<T>(bottom_left + i, count) * c + load_some<T>(bottom_right + i, count) * d;
+      store_some<T>(out + i, v, count);
+    });
+  }
 }
 
 template <typename T>

@@ -22,6 +22,7 @@ struct TileRegisters {
   }
   static void end() { _tile_release(); }
 
+  void limit(int64_t) {}
   void zero(int64_t) {
     // What was stored to memory is there before it is loaded as a tile.
     __asm__ volatile("" ::: "memory");
@@ -70,6 +71,8 @@ struct ByteVectors {
   static void end() {}
 
   void zero(int64_t) { std::memset(sums_, 0, sizeof(sums_)); }
+  // Terms from there on are zero.
+  void limit(int64_t terms) { terms_ = smaller(terms, 64); }
   template <int i>
   void load_pixels(const uint8_t* from, int64_t stride) {
     pixels_[i] = from;
@@ -86,15 +89,24 @@ struct ByteVectors {
     for (int p = 0; p < 16; p++) {
       sums[p] = sums_[sum][p];
     }
+    // Four pixels by one address each, which leaves the registers that the others' would take.
+    const int64_t stride = stride_, three = 3 * stride_;
+    const uint8_t* at[4];
+    for (int q = 0; q < 4; q++) {
+      at[q] = pixels_[i] + 4 * q * stride;
+    }
+    const uint8_t* weight = weights_[j];
+    const uint8_t* const end = weight + 16 * terms_;
 #pragma GCC unroll 1
-    for (int k = 0; k < 64; k += 4) {
-      const __m512i weights = _mm512_loadu_si512(weights_[j] + 16 * k);
-#pragma GCC unroll 16
-      for (int p = 0; p < 16; p++) {
-        int32_t terms;
-        std::memcpy(&terms, pixels_[i] + p * stride_ + k, sizeof(terms));
-        const __m512i pixel = _mm512_set1_epi32(terms);
-        __asm__("vpdpbusd %2, %1, %0" : "+v"(sums[p]) : "v"(pixel), "v"(weights));
+    for (; weight < end; weight += 64) {
+      const __m512i weights = _mm512_loadu_si512(weight);
+#pragma GCC unroll 4
+      for (int q = 0; q < 4; q++) {
+        add(sums[4 * q], at[q], weights);
+        add(sums[4 * q + 1], at[q] + stride, weights);
+        add(sums[4 * q + 2], at[q] + 2 * stride, weights);
+        add(sums[4 * q + 3], at[q] + three, weights);
+        at[q] += 4;
       }
     }
 #pragma GCC unroll 16
@@ -110,9 +122,17 @@ struct ByteVectors {
   }
 
  private:
+  // A pixel's four terms times those of 16 outputs.
+  [[gnu::always_inline]] static inline void add(__m512i& sums, const uint8_t* pixel,
+                                                __m512i weights) {
+    int32_t terms;
+    std::memcpy(&terms, pixel, sizeof(terms));
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(_mm512_set1_epi32(terms)), "v"(weights));
+  }
+
   __m512i sums_[4][16];
   const uint8_t *pixels_[2], *weights_[2];
-  int64_t stride_;
+  int64_t stride_, terms_;
 };
 #endif
 
@@ -128,6 +148,7 @@ struct TileMatrices {
   static void begin() {}
   static void end() {}
 
+  void limit(int64_t) {}
   void zero(int64_t outputs) {
     outputs_ = outputs;
     std::memset(sums_, 0, sizeof(sums_));
@@ -225,6 +246,7 @@ struct TileEmulation {
   Sum weights[2][terms][16], sums[4][16][16];
   const Element* pixels[2];
   int64_t apart;  // bytes from pixel to pixel
+  int64_t count;  // terms that are not zero
 
   static void begin() {}
   static void end() {}
@@ -240,6 +262,7 @@ struct TileEmulation {
   static int32_t weight(uint8_t byte) { return int8_t(byte); }
 
   void zero(int64_t) { std::memset(sums, 0, sizeof(sums)); }
+  void limit(int64_t given) { count = smaller(given, terms); }
   template <int i>
   void load_pixels(const Element* from, int64_t stride) {
     pixels[i] = from;
@@ -257,7 +280,7 @@ struct TileEmulation {
   void multiply() {
     for (int p = 0; p < 16; p++) {
       const Element* const pixel = pixels[i] + p * apart / int64_t(sizeof(Element));
-      for (int t = 0; t < terms; t++) {
+      for (int64_t t = 0; t < count; t++) {
         const Sum x = value(pixel[t]);
         for (int o = 0; o < 16; o++) {
           sums[sum][p][o] += x * weights[j][t][o];

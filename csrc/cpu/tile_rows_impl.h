@@ -276,31 +276,48 @@ class TileRow {
   }
 
   void copy_tiles(const Piece* pieces, int64_t found, int64_t count, Element* to) const {
-    const int64_t pitch = plan_.pitch();
-    const auto start = [&](int64_t k) { return pieces[k].from - pieces[k].begin; };
-    const Element* a = start(0);
-    const Mask first = mask_of(pieces[0]);
-    if (found == 1) {
-      for (int64_t x = 0; x < count; x++, a += pieces[0].apart, to += pitch) {
-        _mm512_store_si512(to, load_terms(first, a));
-      }
-      return;
+    switch (found) {
+      case 1:
+        return copy_pieces<1>(pieces, count, to);
+      case 2:
+        return copy_pieces<2>(pieces, count, to);
+      case 3:
+        return copy_pieces<3>(pieces, count, to);
+      case 4:
+        return copy_pieces<4>(pieces, count, to);
+      case 5:
+        return copy_pieces<5>(pieces, count, to);
     }
-    const Element* b = start(1);
-    const Mask second = mask_of(pieces[1]);
-    if (found == 2) {
-      for (int64_t x = 0; x < count; x++, to += pitch) {
-        const __m512i v = load_terms(first, a);
-        _mm512_store_si512(to, load_terms(v, second, b));
-        a += pieces[0].apart;
-        b += pieces[1].apart;
+    copy_pieces<5>(pieces, count, to);
+    const int64_t pitch = plan_.pitch();
+    for (int64_t k = 5; k < found; k++) {
+      const Mask mask = mask_of(pieces[k]);
+      const Element* from = pieces[k].from - pieces[k].begin;
+      for (int64_t x = 0; x < count; x++, from += pieces[k].apart) {
+        _mm512_store_si512(to + x * pitch,
+                           load_terms(_mm512_load_si512(to + x * pitch), mask, from));
       }
-      return;
+    }
+  }
+
+  template <int found>
+  void copy_pieces(const Piece* pieces, int64_t count, Element* to) const {
+    const int64_t pitch = plan_.pitch();
+    const Element* from[found];
+    Mask mask[found];
+    int64_t apart[found];
+    for (int k = 0; k < found; k++) {
+      from[k] = pieces[k].from - pieces[k].begin;
+      mask[k] = mask_of(pieces[k]);
+      apart[k] = pieces[k].apart;
     }
     for (int64_t x = 0; x < count; x++, to += pitch) {
-      __m512i v = load_terms(first, a + x * pieces[0].apart);
-      for (int64_t k = 1; k < found; k++) {
-        v = load_terms(v, mask_of(pieces[k]), start(k) + x * pieces[k].apart);
+      __m512i v = load_terms(mask[0], from[0]);
+      from[0] += apart[0];
+#pragma GCC unroll 5
+      for (int k = 1; k < found; k++) {
+        v = load_terms(v, mask[k], from[k]);
+        from[k] += apart[k];
       }
       _mm512_store_si512(to, v);
     }

@@ -21,6 +21,7 @@ class TileStrip {
         x0_(x0),
         pixels_(smaller(plan.width, part.last_column - x0)),
         taps_(conv),
+        chunk_(chunk(conv, plan)),
         in_place_(reads_in_place(conv) && pixels_ % Plan::pixels == 0),
         pixel_(in_place_ ? conv.inputs[0].stride_w : plan.step * plan.pitch()),
         sums_(reinterpret_cast<Sum*>(scratch) +
@@ -41,17 +42,27 @@ class TileStrip {
     const int64_t tiles = ceil_div(conv_.out_channels, Plan::outputs);
     ahead_.spread(tiles / 2 * ceil_div(pixels_, 2 * Plan::pixels) +
                   tiles % 2 * ceil_div(pixels_, 4 * Plan::pixels));
-    for (int64_t first = 0; first < conv_.out_channels; first += 2 * Plan::outputs) {
-      if (first + Plan::outputs < conv_.out_channels) {
-        block<2, 2>(y, first, 0);
-      } else {
-        block<4, 1>(y, first, 0);
+    for (int64_t x = 0; x < pixels_; x += chunk_) {
+      const int64_t end = smaller(x + chunk_, pixels_);
+      for (int64_t first = 0; first < conv_.out_channels; first += 2 * Plan::outputs) {
+        if (first + Plan::outputs < conv_.out_channels) {
+          block<2, 2>(y, first, x, end);
+        } else {
+          block<4, 1>(y, first, x, end);
+        }
       }
     }
   }
 
  private:
   static constexpr int64_t line = 64;
+
+  static int64_t chunk(const Conv<T>& conv, const Plan& plan) {
+    constexpr int64_t bytes = 24 * 1024, some = 4 * Plan::pixels;
+    const int64_t panels = ceil_div(conv.out_channels, Plan::outputs);
+    const int64_t weights = panels * conv.kernel_h * plan.row() * sizeof(Element);
+    return weights <= bytes ? some : plan.width;
+  }
 
   // A 1x1 on whole tiles of terms needs no copy of its image.
   static bool reads_in_place(const Conv<T>& conv) {
@@ -62,17 +73,17 @@ class TileStrip {
            image.stride_h % Plan::terms == 0 && image.stride_n % Plan::terms == 0 &&
            reinterpret_cast<uintptr_t>(image.data) % line == 0;
   }
-  // Outputs [first, first + 16 width) of pixels from x on, `height` tiles at a time, and fewer at
+  // Outputs [first, first + 16 width) of pixels [x, end), `height` tiles at a time, and fewer at
   // the end.
   template <int height, int width>
-  void block(int64_t y, int64_t first, int64_t x) {
-    for (; pixels_ - x > (height - 1) * Plan::pixels; x += height * Plan::pixels) {
+  void block(int64_t y, int64_t first, int64_t x, int64_t end) {
+    for (; end - x > (height - 1) * Plan::pixels; x += height * Plan::pixels) {
       ahead_.step();
       multiply<height, width>(first, x);
       pending_ = {y, x, first, width, height, 0, other_sums()};
     }
     if constexpr (height > 1) {
-      block<height - 1, width>(y, first, x);
+      block<height - 1, width>(y, first, x, end);
     }
   }
 
@@ -96,6 +107,7 @@ class TileStrip {
       for (int64_t c = 0; c < plan_.columns; c++, from += tap) {
         for (int64_t k = 0; k < steps; k++, weights += Plan::values) {
           const Element* const at = from + k * Plan::terms;
+          tiles.limit(plan_.taps * conv_.in_channels - k * Plan::terms);
           tiles.template load_weights<0>(weights);
           if constexpr (width > 1) {
             tiles.template load_weights<1>(weights + across);
@@ -156,6 +168,14 @@ class TileStrip {
     const int64_t count = smaller(Plan::pixels, pixels_ - x), step = conv_.out.stride_w;
     const Sum* const sums = pending_.sums + pending_.done * Plan::pixels * values;
     Out* const out = static_cast<Out*>(conv_.out.data) + conv_.out.offset(part_.n, y, at) + first;
+#if defined(FASSD_AVX512)
+    if constexpr (is_bytes<Out>) {
+      if (FinishBytes<width>::serves(conv_)) {
+        FinishBytes<width>(conv_, part_.n, y, first).write(sums, at, count, out, step);
+        return;
+      }
+    }
+#endif
     using Part = Finish<T, Tiles::native, Sum>;
     if constexpr (width == 2 && lanes<T> == Plan::outputs) {
       const Part parts[] = {Part(conv_, part_.n, y, first),
@@ -221,6 +241,7 @@ class TileStrip {
   const Part& part_;
   const int64_t x0_, pixels_;
   TapRows<T> taps_;
+  const int64_t chunk_;  // pixels of which all outputs are computed one after the other
   const bool in_place_;
   const int64_t pixel_;  // values from one output pixel's to the next's
   Sum* const sums_;

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fassd_kernels.reference.conv_act import activate, channels_last, same_padding
+from fassd_kernels.reference.conv_act import activate, channels_last, conv_act, same_padding
 from fassd_kernels.reference.upsample import upsample
 
 
@@ -99,6 +99,32 @@ def quantized_conv_act(
     # PyTorch refuses to make an empty image.
     y = F.avg_pool2d(y, pool) if min(size) > 0 else y.new_empty((*y.shape[:2], *size))
     return quantize(y, scale, zero) if dtype == torch.uint8 else channels_last(y.to(dtype))
+
+
+def conv_act_quantized(
+    inputs: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
+    slope: Tensor | None,
+    packed: Tensor | None,
+    *,
+    scale: float,
+    zero: int,
+    stride: Sequence[int] = (1, 1),
+    dilation: Sequence[int] = (1, 1),
+    activation: str = "none",
+) -> Tensor:
+    """:func:`quantize` of :func:`conv_act`; the kernels do not write what is in between.
+
+    Args:
+        inputs, weight, bias, slope, packed, stride, dilation, activation: as in :func:`conv_act`.
+        scale, zero: those of the result, as in :func:`quantize`.
+
+    Returns:
+        N x O x H' x W', uint8, channels_last.
+    """
+    place = {"stride": stride, "dilation": dilation, "activation": activation}
+    return quantize(conv_act(inputs, weight, bias, slope, None, packed, **place), scale, zero)
 
 
 def pack_quantized_weight(weight: Tensor, stride: Sequence[int], dilation: Sequence[int]) -> Tensor:

@@ -214,6 +214,27 @@ def test_sums(count, dtype, activation):
     compare(result, quantized.quantized_sum(images, factors, bias, slope, **keywords))
 
 
+@pytest.mark.parametrize("dtype", [*LIMITS, torch.float64])
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2)])
+@pytest.mark.parametrize("channels", [3, 24])
+def test_convolution_of_values_to_bytes(dtype, stride, channels):
+    x = torch.randn(2, channels, 21, 70).to(dtype)
+    weight, bias = torch.randn(19, channels, 3, 3).to(dtype), torch.randn(19).to(dtype)
+    for activation, slope in (("relu", None), ("prelu", torch.rand(19).to(dtype))):
+        arguments = ([x], weight, bias, slope, None)
+        keywords = {"scale": 0.0517, "zero": 60, "stride": stride, "activation": activation}
+        packed = OPS.pack_weight(weight, stride=stride)
+        result = OPS.conv_act_quantized(*arguments, **keywords)
+        made = OPS.conv_act(*arguments, None, stride=stride, activation=activation)
+        # Not rounded to the dtype in between.
+        apart = result.int() - OPS.quantize(made, 0.0517, 60).int()
+        assert apart.abs().max() <= (1 if dtype.itemsize > 2 else 4)
+        exact = [None if t is None else t.double() for t in arguments[1:4]]
+        right = quantized.conv_act_quantized([x.double()], *exact, None, **keywords)
+        compare(result, right, ties=0.002 if dtype.itemsize > 2 else 0.2)
+        assert torch.equal(OPS.conv_act_quantized(*arguments[:4], packed, **keywords), result)
+
+
 def test_weights_of_any_layout():
     tensors, keywords = call((20,), 12)
     right = OPS.quantized_conv_act(*tensors, **keywords)
@@ -320,6 +341,9 @@ def test_errors_of_the_others():
         OPS.quantize(pixels(1, 2, 3, 4), 0.1, 0)
     with pytest.raises(RuntimeError, match="quantize: scale is -1; expected a finite number"):
         OPS.quantize(torch.zeros(1, 2, 3, 4), -1.0, 0)
+    with pytest.raises(RuntimeError, match="conv_act_quantized: zero is 300; expected a byte"):
+        x, weight = torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 3)
+        OPS.conv_act_quantized([x], weight, None, None, None, scale=1.0, zero=300)
     with pytest.raises(RuntimeError, match=r"quantized_upsample: input has dtype torch.float32"):
         OPS.quantized_upsample(torch.zeros(1, 2, 3, 4), (6, 8), True)
     with pytest.raises(RuntimeError, match=r"quantized_upsample: size is \[0, 8\]; expected"):
