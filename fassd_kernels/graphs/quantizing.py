@@ -37,7 +37,7 @@ LIMITS = {"stride": 8, "dilation": 512}
 """Largest step and distance across an image that the kernels of bytes take."""
 
 
-class Observer(Interpreter):
+class MeasuredGraph(Interpreter):
     """Runs a graph and measures the maps that its convolutions read or write."""
 
     def __init__(self, module: GraphModule, histograms: dict[str, Histogram]) -> None:
