@@ -70,9 +70,9 @@ def calibrate(model: nn.Module, inputs: Iterable[Any]) -> None:
         TypeError: `inputs` is not iterable, or something in it is not a tensor.
         ValueError: there are none, or the model cannot compute one.
     """
-    parts = [part for part in model.modules() if isinstance(part, Capturing)]
-    for part in parts:
-        part.quantize(Quantization())
+    captured = [part for part in model.modules() if isinstance(part, Capturing)]
+    for graphs in captured:
+        graphs.quantize(Quantization())
     modes = {part: part.training for part in model.modules()}
     count = 0
     try:
@@ -86,10 +86,10 @@ def calibrate(model: nn.Module, inputs: Iterable[Any]) -> None:
             part.training = training
     if not count:
         raise ValueError("calibration is empty; expected at least one input of the model")
-    for part in parts:
-        assert part.quantization is not None
-        part.quantization.measured()
-        part.quantize(part.quantization)
+    for graphs in captured:
+        assert graphs.quantization is not None
+        graphs.quantization.measured()
+        graphs.quantize(graphs.quantization)
 
 
 def each_of(inputs: Any) -> Iterable[Any]:

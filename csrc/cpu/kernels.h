@@ -58,7 +58,7 @@ struct Prologue {
 template <typename T>
 struct Epilogue {
   const T* factor = nullptr;
-  bool bounded = false;  // bytes: whether values, over the scale, are known to fit 31 bits
+  bool bounded = false;  // whether bytes, before they are rounded, surely fit 31 bits
   const T* bias = nullptr;
   const Image* residual = nullptr;
   Activation activation = Activation::none;

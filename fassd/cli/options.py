@@ -181,6 +181,7 @@ CALIBRATION = 64
 Calibration = Annotated[
     list[str] | None,
     typer.Option(
+        "--calibration",
         metavar="SOURCE",
         help="Pictures for int8, like those that will come: files, folders or patterns, of which "
         f"at most {CALIBRATION} are used, from all over. May be repeated.",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import operator
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeAlias, get_args, overload
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 from fassd.export.exported import ExportedNetwork, default_device, is_exported
+from fassd.inference.given import check_alone, check_file, checked_size
 from fassd.inference.pictures import Batch, ImageLike, Order, tensor_to_array, to_picture
 from fassd.inference.views import SummedViews, Views, only_view, small_logits, summed
 from fassd.io.images import MAX_PIXELS, ImageError, resized
@@ -102,7 +102,7 @@ class Segmenter:
             raise TypeError(
                 f"model must be a name, a file or a torch.nn.Module, got {type(model).__name__}"
             )
-        size = None if size is None else _checked_size(size)
+        size = None if size is None else checked_size(size)
         if dtype not in (None, *DTYPES.values(), torch.int8):
             raise ValueError(f"dtype must be float32, float16, bfloat16, int8 or None, got {dtype}")
         is_exported_file = isinstance(model, ExportedNetwork) or is_exported(model)
@@ -119,7 +119,7 @@ class Segmenter:
             # Without a given device, a file runs on its runtime's.
             model = ExportedNetwork(model, backend, pick_device(device or default_device(model)))
         if isinstance(model, ExportedNetwork):
-            _check_file(model, weights, num_classes, alpha, dtype, size)
+            check_file(model, weights, num_classes, alpha, dtype, size)
             self.size = size or model.input_size
             if model.input_size and tuple(self.views.scales) != (1,):
                 only = "{}x{}".format(*model.input_size)
@@ -132,8 +132,8 @@ class Segmenter:
         self.model = network
         # The network's own dtype, not the requested one: an accelerated one may keep other buffers.
         first = next(network.parameters(), torch.empty(0))
-        own = dtype in (None, torch.int8)
-        self.device, self.dtype = first.device, first.dtype if own else dtype
+        self.device = first.device
+        self.dtype = first.dtype if dtype is None or dtype == torch.int8 else dtype
         inputs = None if calibration is None else self._batches(calibration)
         self.model = accelerated(network, backend, dtype, inputs)
 
@@ -450,49 +450,6 @@ def accelerated(
     return fassd_kernels.accelerate(network, **settings).eval()
 
 
-def _check_file(
-    network: ExportedNetwork,
-    weights: str | os.PathLike[str] | None,
-    num_classes: int | None,
-    alpha: int | None,
-    dtype: torch.dtype | None,
-    size: tuple[int, int] | None,
-) -> None:
-    """Check that the file has the requested properties."""
-    path = network.path
-    _check_alone(path, weights)
-    for what, asked, known in (
-        ("classes", num_classes, network.num_classes),
-        ("alpha", alpha, network.metadata.alpha),
-    ):
-        if asked not in (None, known):
-            raise ValueError(f"{path} has {what} {known}, asked for was {what} {asked}")
-    own = network.metadata.dtype
-    if dtype not in (None, torch.float32) and str(dtype).removeprefix("torch.") != own:
-        raise ValueError(f"{path} computes in {own}, asked for was {dtype}: export it anew")
-    only = network.input_size
-    if size is not None and only not in (None, size):
-        shapes = ["{}x{}".format(*each or ()) for each in (only, size)]
-        raise ValueError(f"{path} takes pictures of {shapes[0]} alone, asked for were {shapes[1]}")
-
-
-def _check_alone(path: str | os.PathLike[str], weights: str | os.PathLike[str] | None) -> None:
-    if weights is not None:
-        raise ValueError(f"{path} holds its own weights; weights={os.fspath(weights)!r} has no use")
-
-
-def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
-    try:
-        height, width = (operator.index(side) for side in size)
-    except (TypeError, ValueError):
-        height = width = 0
-    if min(height, width) < 1:
-        raise ValueError(
-            f"size must be (height, width), both whole numbers of at least 1, got {size!r}"
-        )
-    return height, width
-
-
 def _network(
     model: str | os.PathLike[str] | nn.Module,
     weights: str | os.PathLike[str] | None,
@@ -502,7 +459,7 @@ def _network(
 ) -> nn.Module:
     """The network on its device, with its weights; the caller's own module is not changed."""
     if is_weights_file(model):
-        _check_alone(model, weights)
+        check_alone(model, weights)
         settled(model, None, num_classes, alpha)
         network: nn.Module = load(model)
         device = pick_device(device)

@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 from fassd_kernels.backends import AUTO, choose, meant
 from fassd_kernels.graphs.fusing import fuse
 from fassd_kernels.graphs.mutation import make_functional
-from fassd_kernels.graphs.quantizing import Observer, quantize
+from fassd_kernels.graphs.quantizing import MeasuredGraph, quantize
 from fassd_kernels.graphs.ranges import Quantization
 from fassd_kernels.graphs.steps import Packing, fastest
 from fassd_kernels.modules.fused import packing
@@ -59,7 +59,7 @@ def compile_graph(
         return plain.forward
     run = None
     if quantization is not None and quantization.histograms is not None:
-        run = Observer(fused, quantization.histograms).run
+        run = MeasuredGraph(fused, quantization.histograms).run
     elif quantization is not None:
         steps = quantize(fused, steps, quantization.grids)
     return FusedGraph(plain, fused, steps, run)

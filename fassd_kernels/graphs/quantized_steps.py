@@ -102,6 +102,21 @@ class QuantizedStep(Packing):
         return OPS.quantized_conv_act(images, **self.tensors, residual=residual)
 
 
+class StepToBytes(Packing):
+    """A fused convolution of values whose result is written as bytes."""
+
+    operator = "conv_act"
+
+    def __init__(self, *arguments: Any, result: Grid) -> None:
+        super().__init__(*arguments)
+        self.result = result
+
+    def forward(self, images: Sequence[Tensor], residual: None = None) -> Tensor:
+        """`act(conv(cat(images)) + bias)`."""
+        place = {name: self.options[name] for name in ("stride", "dilation", "activation")}
+        return OPS.conv_act_quantized(images, **self.tensors, **place, **self.result._asdict())
+
+
 class QuantizedSum(Packing):
     """The sum of one or two images, a batch norm and an activation, to bytes.
 

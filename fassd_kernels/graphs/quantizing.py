@@ -25,6 +25,7 @@ from fassd_kernels.graphs.quantized_steps import (
     QuantizedStep,
     QuantizedSum,
     QuantizedUpsample,
+    StepToBytes,
 )
 from fassd_kernels.graphs.ranges import Grid, Histogram
 from fassd_kernels.graphs.steps import Packing, Step, Upsample
@@ -36,16 +37,18 @@ LIMITS = {"stride": 8, "dilation": 512}
 """Largest step and distance across an image that the kernels of bytes take."""
 
 
-class Observer(Interpreter):
+class MeasuredGraph(Interpreter):
     """Runs a graph and measures the maps that its convolutions read or write."""
 
     def __init__(self, module: GraphModule, histograms: dict[str, Histogram]) -> None:
         super().__init__(module)
-        self.histograms, self.names = histograms, maps(module)
+        names = maps(module)
+        self.histograms = histograms
+        self.names = {n: name for n, name in names.items() if not resizes(module, n)}
 
     def run_node(self, n: Node) -> Any:
         found = super().run_node(n)
-        if n in self.names and not resizes(self.module, n):
+        if n in self.names:
             self.histograms.setdefault(self.names[n], Histogram()).add(found)
         return found
 
@@ -127,6 +130,7 @@ class Lowering:
     Attributes:
         measured: maps that were measured, and their grids.
         steps: convolutions of bytes, with the steps that they replace.
+        writers: other convolutions, which may write bytes, with their steps.
         sums: last nodes of sums whose results are bytes.
         bytes: maps that are bytes.
     """
@@ -142,7 +146,9 @@ class Lowering:
         found = filter(None, map(normalized, nodes))
         self.sums = {n: each for n, each in found if n in self.measured}
         self.ends = {part: n for n, each in self.sums.items() for part in each.parts}
-        self.bytes = {n for n in nodes if n in self.steps or n in self.sums or resizes(module, n)}
+        self.writers = {n: step_at(module, n) for n in nodes if self.writes(n)}
+        others = {n for n in nodes if n in self.sums or resizes(module, n)}
+        self.bytes = self.steps.keys() | self.writers.keys() | others
         while any([self.drop(node) for node in [*self.bytes]]):
             pass
 
@@ -156,10 +162,18 @@ class Lowering:
         across = [step.options[name][1] for name in LIMITS]
         return products <= MOST_PRODUCTS and all(map(operator.le, across, LIMITS.values()))
 
+    def writes(self, node: Node) -> bool:
+        """True if a node is a convolution of values that can write bytes."""
+        if type(step_at(self.module, node)) is not Step or node in self.steps:
+            return False
+        pool = step_at(self.module, node).options["pool"]
+        return node in self.measured and node.args[1] is None and pool == 1
+
     def drop(self, node: Node) -> bool:
         """Keep a map in the model's type, if it is not yet, where not all nodes take bytes."""
-        readers = [self.ends.get(user, user) for user in node.users]
-        fits = all(reader in self.steps or reader in self.bytes for reader in readers)
+        readers = {self.ends.get(user, user) for user in node.users}
+        readers -= self.steps.keys()
+        fits = readers <= self.bytes - self.writers.keys()
         fits &= not resizes(self.module, node) or node.args[0] in self.bytes
         if not fits:
             self.bytes.remove(node)
@@ -187,6 +201,11 @@ class Lowering:
             )
             self.module.set_submodule(str(node.target), new)
             found.append(new)
+        for node in self.writers.keys() & self.bytes:
+            step, result = self.writers[node], self.measured[node]
+            writer = StepToBytes(*step.placeholders, *step.options.values(), result=result)
+            self.module.set_submodule(str(node.target), writer)
+            found.append(writer)
         for image in [n for n in self.module.graph.nodes if n not in self.bytes]:
             readers = [user for user in image.users if user in self.steps and image in user.args[0]]
             if readers:
@@ -209,7 +228,8 @@ class Lowering:
         with graph.inserting_after(image):
             new = graph.call_module(name, (image,))
         for node in readers:
-            images, residual = node.args
+            images: Any = node.args[0]
+            residual = node.args[1]
             node.args = ([new if each is image else each for each in images], residual)
 
 
@@ -227,5 +247,6 @@ def quantize(
         Its new steps with weights.
     """
     lowering = Lowering(module, grids)
-    replaced = lowering.steps.values()
-    return [step for step in steps if step not in replaced] + lowering.lower()
+    new = lowering.lower()
+    kept = {*module.modules()}
+    return [step for step in steps if step in kept] + new

@@ -13,7 +13,7 @@ BINS = 4096
 """Number of bins of a histogram, from minus to plus its limit."""
 
 MOST_VALUES = 1 << 20
-"""Number of values of a map that are counted, at most: those of every so many rows and columns."""
+"""Number of values of a map that are counted, at most, on a grid of rows and columns."""
 
 SHARES = torch.linspace(1.0, 0.3, 71, dtype=torch.float64)
 """Shares of the range of a map's values that are tried as the range of its bytes."""
