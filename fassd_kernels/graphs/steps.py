@@ -105,17 +105,15 @@ class Packing(nn.Module):
 
     def fold(self, read: Read) -> dict[str, Any]:
         """Weight, bias and slopes, with the batch norm folded in."""
-        weight, bias, _, _ = self.placeholders
-        conv: Any = SimpleNamespace(weight=read(weight), bias=read(bias))
-        norm = self.batch_norm(read)
-        if conv.weight is None:
-            conv.weight = torch.ones_like(norm.running_var)[:, None, None, None]
-        weights, biases = fold(conv, norm, conv.weight.dtype)
+        weight, bias, norm = *map(read, self.placeholders[:2]), self.batch_norm(read)
+        if weight is None:
+            weight = torch.ones_like(norm.running_var)[:, None, None, None]
+        weights, biases = fold(SimpleNamespace(weight=weight, bias=bias), norm, weight.dtype)
         return {"weight": weights, "bias": biases, "slope": self.slopes(read, weights)}
 
     def batch_norm(self, read: Read) -> Any:
         """The batch norm of a call, as `fold` takes it; None if there is none."""
-        _, _, norm, _ = self.placeholders
+        norm = self.placeholders[2]
         if norm is None:
             return None
         names = ("running_mean", "running_var", "weight", "bias")
