@@ -120,6 +120,8 @@ def test_channels_and_layouts(kernel, layout, channels):
 def test_concatenations(kernel, count):
     channels = random.choices([1, 3, 10, 16, 19, 28, 63, 64], k=count)
     check(*call(channels, 28, kernel=kernel, layout=random.choice(LAYOUTS)))
+    # More of them in one tile of terms than a copy has a loop for.
+    check(*call([2, 1, 3, 5, 4, 6, 7, 1, 9][: count + 3], 28, kernel=kernel))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
