@@ -45,7 +45,8 @@ constexpr int first_of_weights =
     o / lanes<T> * lanes<T> + lanes<T> <= outputs ? o / lanes<T> * lanes<T> : outputs - lanes<T>;
 
 template <typename T, int lane>
-inline Vector<T> add_product(Vector<T> sum, Vector<T> value, Vector<T> weights) {
+[[gnu::always_inline]] inline Vector<T> add_product(Vector<T> sum, Vector<T> value,
+                                                    Vector<T> weights) {
   if constexpr (sizeof(T) == 8) {
     return Vector<T>(
         vfmaq_laneq_f64(float64x2_t(sum), float64x2_t(value), float64x2_t(weights), lane));
@@ -56,7 +57,8 @@ inline Vector<T> add_product(Vector<T> sum, Vector<T> value, Vector<T> weights) 
 }
 
 template <typename T, int outputs, int vectors, int o>
-inline void add_products_of(const T* w, const Vector<T>* value, Vector<T> (*sum)[vectors]) {
+[[gnu::always_inline]] inline void add_products_of(const T* w, const Vector<T>* value,
+                                                   Vector<T> (*sum)[vectors]) {
   if constexpr (outputs < lanes<T>) {
     for (int v = 0; v < vectors; v++) {
       sum[o][v] += broadcast(w[o]) * value[v];
@@ -71,8 +73,9 @@ inline void add_products_of(const T* w, const Vector<T>* value, Vector<T> (*sum)
 }
 
 template <typename T, int outputs, int vectors, int... o>
-inline void add_products(const T* w, const Vector<T>* value, Vector<T> (*sum)[vectors],
-                         std::integer_sequence<int, o...>) {
+[[gnu::always_inline]] inline void add_products(const T* w, const Vector<T>* value,
+                                                Vector<T> (*sum)[vectors],
+                                                std::integer_sequence<int, o...>) {
   (add_products_of<T, outputs, vectors, o>(w, value, sum), ...);
 }
 #else
