@@ -428,7 +428,8 @@ def candidates(
     kind = torch.device(device).type
     every = [c for c in _table(dtypes, kind) if kind in c.devices]
     if only is None:
-        return [c for c in every if kind not in c.by_name_on or c.dtype in dtypes]
+        asked = {*dtypes} - {"float32"}
+        return [c for c in every if kind not in c.by_name_on or c.dtype in asked]
     unknown = [key for key in only if key not in KEYS]
     if unknown or not only:
         raise ValueError(

@@ -134,7 +134,7 @@ def test_layers_prints_and_writes_files(tmp_path, succeed, known_machine):
     [
         ("peers --sizes 64x96,64", "'64' is not a size"),
         ("peers --batches 1,0", "'0' is not a number of pictures"),
-        ("peers --dtype float16,int8", "'int8' is not one of float32, float16, bfloat16"),
+        ("peers --dtype float16,int4", "'int4' is not one of float32, float16, bfloat16, int8"),
         ("peers --only eager,warp", "unknown candidate 'warp', known are eager"),
         ("peers --all --weights cityscapes", "--weights is for one network: leave out --all"),
         ("peers -m net.onnx", "--model: only `fassd bench run` takes an exported file"),
