@@ -95,7 +95,7 @@ def test_agreement_counts_labels_and_scales_the_difference():
     other = torch.tensor([[4.0, 2.0], [1.0, 0.0]]).reshape(1, 2, 1, 2)
     found = agreement_of(reference, other)
     assert found == Agreement(50.0, 10 / 8)
-    assert not found.comparable
+    assert not found.comparable()
     assert agreement_of(reference, reference.double()) == Agreement(100.0, 0.0)
     assert agreement_of(0 * reference, 0 * reference).relative == 0
     with pytest.raises(ValueError, match="reference's shape"):
