@@ -42,8 +42,9 @@ def freeze(model: Model, inputs: Sequence[Any]) -> Model:
         frozen(*inputs)
     for module in frozen.modules():
         if isinstance(module, Fused) and module._packed is not None:
-            packed = {name: own(value) for name, value in module._packed.packed.items()}
-            module._frozen = (module._packed.dtype, packed)
+            known = module._packed
+            packed, narrow = ({k: own(v) for k, v in each.items()} for each in known[-2:])
+            module._frozen = (known.dtype, packed, narrow)
     return frozen
 
 

@@ -103,8 +103,9 @@ class Fused(nn.Module):
     _packed: Cached | None = None
     # Kinds and names of its inner parts when it was fused; None: this project's own.
     _structure: list[Any] | None = None
-    # The packed weights for a compiler that traces the module: see `freeze`.
-    _frozen: tuple[torch.dtype, Packed] | None = None
+    # The packed weights, and those for narrow images, for a compiler that traces the module: see
+    # `freeze`.
+    _frozen: tuple[torch.dtype, Packed, Packed] | None = None
 
     # --- what a subclass defines -----------------------------------------------------------------
 
@@ -301,10 +302,16 @@ class Fused(nn.Module):
 
     def fitting(self, x: Tensor, packed: Packed) -> Packed:
         """The packed weights, or the same for images as narrow as `x`."""
-        cached = self._packed
-        if cached is None or cached.packed is not packed or x.dtype != torch.float32:
+        cached, frozen = self._packed, self._frozen
+        if x.dtype != torch.float32 or not x.is_cpu:
             return packed
-        if not x.is_cpu or x.shape[3] > NARROW or self.backend_for(x) != "cpu":
+        if frozen is not None and packed is frozen[1]:
+            # In a program for any width there is one kind.
+            narrow = frozen[2] and type(x.shape[3]) is int and x.shape[3] <= NARROW
+            return frozen[2] if narrow else packed
+        if cached is None or cached.packed is not packed or x.shape[3] > NARROW:
+            return packed
+        if self.backend_for(x) != "cpu":
             return packed
         if not cached.narrow:
             with packing(cached.snapshot.tensors):

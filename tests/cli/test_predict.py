@@ -195,7 +195,8 @@ def test_classes_size_and_opacity(folder, tmp_path, succeed):
         (["a.png", "--weights", "missing.pth"], "missing.pth"),
         (["a.png", "--size", "1024"], "'1024' is not a size; write height x width in pixels"),
         (["a.png", "--size", "0x5"], "'0x5' is not a size"),
-        (["a.png", "--dtype", "int8"], "'int8' is not one of"),
+        (["a.png", "--dtype", "int4"], "'int4' is not one of"),
+        (["a.png", "--dtype", "int8"], "int8 needs calibration, pictures like those"),
         (
             ["a.png", "--range", "4095"],
             "range must be auto or LOW:HIGH, two numbers with the lower",
