@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fassd.bench.costs import cuda as predict
-from fassd.bench.costs.cuda import LaunchPlan, Model
+from fassd.bench.costs.cuda import Model, tile_of
 from fassd_kernels.operators import OPERATORS
 from fassd_kernels.triton import availability
 from fassd_kernels.triton.device import KNOWN
@@ -266,7 +266,7 @@ def test_a_plan_covers_the_result(arithmetic):
     dtype = torch.float16 if arithmetic == predict.HALF else torch.float32
     tf32 = arithmetic == predict.TF32
     found = conv((10, 48), 18, (100, 130), dtype=dtype, batch=2, tf32=tf32, stride=(2, 2))
-    plan = LaunchPlan(**found["blocks"][0])
+    plan = SimpleNamespace(**found["blocks"][0])
     channels = 8 * plan.n_tiles
     tiles = math.ceil(50 / plan.tile_height) * math.ceil(65 / plan.tile_width)
     assert plan.blocks == 2 * tiles * math.ceil(18 / channels)
@@ -276,13 +276,13 @@ def test_a_plan_covers_the_result(arithmetic):
     assert plan.products == pixels * channels * 9 * depth
     assert 0 < plan.shared_bytes <= H200.shared
     assert pixels == 16 * plan.warps * plan.m_tiles // plan.splits
-    assert plan.tile.startswith(f"{pixels} px x {channels} ch, chunk {plan.chunk}, ")
+    assert tile_of(vars(plan)).startswith(f"{pixels} px x {channels} ch, chunk {plan.chunk}, ")
 
 
 def test_numbers_of_a_launch_are_those_of_its_plan(fassd_net):
     """The second convolution of the stem: 16 to 24 channels at 512x1024, 3x3."""
     launch = fassd_net.launches[1]
-    plan = LaunchPlan(**conv((16,), 24, (512, 1024))["blocks"][0])
+    plan = SimpleNamespace(**conv((16,), 24, (512, 1024))["blocks"][0])
     assert (launch.blocks, launch.resident) == (plan.blocks, plan.resident)
     assert launch.waves == plan.blocks / (132 * plan.resident)
     assert launch.issued == 2 * plan.blocks * plan.products

@@ -15,6 +15,7 @@ after padding at the full rate; plus the gap to the next launch of a graph.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -49,54 +50,11 @@ GpuLimits: TypeAlias = tuple[int, int, int]
 multiprocessors, bytes of shared memory available to a block, compute capability times ten."""
 
 
-@dataclass(frozen=True)
-class LaunchPlan:
-    """The division of a convolution, or of a fused part, into blocks.
-
-    Attributes:
-        warps, m_tiles, n_tiles, sliding, splits: the kernel's variant; a tile has ``8 * n_tiles``
-            channels.
-        tile_width, tile_height: size of a tile in pixels.
-        taps: number of taps that reach the picture.
-        chunk: number of input channels at a time.
-        stages: number of chunks in shared memory at once.
-        boxes: number of boxes in which an engine copies a chunk's pixels; 0 if threads copy.
-        tiles: number of tiles that a block computes, or one less.
-        shared_bytes: bytes of shared memory that a block takes.
-        blocks: number of tiles of the launch.
-        resident: number of blocks of a multiprocessor at a time.
-        products: multiply-accumulates of a block, padding included.
-        shared_read, loaded, stored: bytes that a block reads from shared memory, requests from the
-            last cache, and writes.
-        cycles: clocks of the launch.
-    """
-
-    warps: int
-    m_tiles: int
-    n_tiles: int
-    sliding: int
-    splits: int
-    tile_width: int
-    tile_height: int
-    taps: int
-    chunk: int
-    stages: int
-    boxes: int
-    tiles: int
-    shared_bytes: int
-    blocks: int
-    resident: int
-    products: float
-    shared_read: float
-    loaded: float
-    stored: float
-    cycles: float
-
-    @property
-    def tile(self) -> str:
-        pixels = self.tile_width * self.tile_height
-        stages = f"{self.stages} stage{'s' if self.stages > 1 else ''}"
-        return f"{pixels} px x {8 * self.n_tiles} ch, chunk {self.chunk}, {stages}"
+def tile_of(blocks: Mapping[str, Any]) -> str:
+    """The tile of a division into blocks, as C++ describes it, in words."""
+    pixels, stages = blocks["tile_width"] * blocks["tile_height"], blocks["stages"]
+    channels, depth = 8 * blocks["n_tiles"], f"{stages} stage{'s' if stages > 1 else ''}"
+    return f"{pixels} px x {channels} ch, chunk {blocks['chunk']}, {depth}"
 
 
 # --- launches -------------------------------------------------------------------------------------
@@ -308,15 +266,15 @@ class Model:
     def launch(self, answer: dict[str, Any]) -> PredictedLaunch:
         """One launch of an answer, with its times."""
         device = self.device
-        plans = [LaunchPlan(**blocks) for blocks in answer["blocks"]]
+        plans = answer["blocks"]
         moved, operations = answer["bytes"], answer["operations"]
         rate = self.rates[answer["arithmetic"]]
-        blocks = sum(plan.blocks for plan in plans)
+        blocks = sum(plan["blocks"] for plan in plans)
         # All take the shared memory of the largest.
-        resident = min((plan.resident for plan in plans), default=0)
+        resident = min((plan["resident"] for plan in plans), default=0)
         names = ("products", "loaded", "stored", "shared_read")
         products, loaded, stored, shared = (
-            sum(plan.blocks * getattr(plan, name) for plan in plans) for name in names
+            sum(plan["blocks"] * plan[name] for plan in plans) for name in names
         )
         issued = 2 * products if plans else operations
         clocks = device.clock * device.multiprocessors
@@ -338,12 +296,12 @@ class Model:
         same = ("label", "kernel", "channels", "height", "width", "bytes", "operations")
         return PredictedLaunch(
             **{name: answer[name] for name in same},
-            tile="; ".join(dict.fromkeys(plan.tile for plan in plans)),
-            taps="+".join(str(plan.taps) for plan in plans),
+            tile="; ".join(dict.fromkeys(map(tile_of, plans))),
+            taps="+".join(str(plan["taps"]) for plan in plans),
             blocks=blocks,
             resident=resident,
             waves=blocks / (device.multiprocessors * resident) if plans else 0,
-            shared_bytes=max((plan.shared_bytes for plan in plans), default=0),
+            shared_bytes=max((plan["shared_bytes"] for plan in plans), default=0),
             loaded=int(loaded),
             issued=int(issued),
             instructions=instructions,
