@@ -32,44 +32,6 @@ struct ConvAct {
   }
 };
 
-// Bands of the convolution in scratch memory; their 2x2 means are what is written.
-template <typename T>
-void run_pooled(const Conv<T>& conv, Tensor& out) {
-  const int64_t width = conv.out_width, channels = conv.out_channels, row = width * channels;
-  const Destination to = destination(out);
-  parallel_bands<T>(out.size(0), 2 * out.size(2), row, kernels<T>().conv_scratch(conv),
-                    [&](T* scratch, int64_t n, int64_t first, int64_t last) {
-                      const Band<T> band = {scratch, channels, conv.out_height, width, first, last};
-                      Conv<T> part = conv;
-                      part.out = band.destination();
-                      run_rows(part, n, first, last, scratch + band.values());
-                      for (int64_t y = first; y < last; y += 2) {
-                        const T* top = scratch + (y - first) * row;
-                        char* pooled = static_cast<char*>(to.data) +
-                                       to.offset(n, y / 2, 0) * element_size(to.dtype);
-                        kernels<T>().pool_rows(top, top + row, channels, out.size(3), channels,
-                                               pooled, to.dtype, to.stride_w);
-                      }
-                    });
-}
-
-// The same of the bytes that a band's values are nearest to.
-template <typename T>
-void run_to_bytes(const Conv<T>& conv, Tensor& out, double scale, int64_t zero) {
-  const int64_t width = conv.out_width, channels = conv.out_channels, row = width * channels;
-  auto* const to = static_cast<uint8_t*>(out.mutable_data_ptr());
-  parallel_bands<T>(out.size(0), conv.out_height, row, kernels<T>().conv_scratch(conv),
-                    [&](T* scratch, int64_t n, int64_t first, int64_t last) {
-                      const Band<T> band = {scratch, channels, conv.out_height, width, first, last};
-                      Conv<T> part = conv;
-                      part.out = band.destination();
-                      run_rows(part, n, first, last, scratch + band.values());
-                      kernels<T>().quantize(scratch, dtype_of<T>, float(scale), int32_t(zero),
-                                            to + (n * conv.out_height + first) * row,
-                                            (last - first) * row);
-                    });
-}
-
 }  // namespace
 
 Tensor conv_act(const Tensors& inputs, const Tensor& weight, const OptionalTensor& bias,
@@ -86,7 +48,7 @@ Tensor conv_act(const Tensors& inputs, const Tensor& weight, const OptionalTenso
     if (pool == 1) {
       run(call.conv, size.batch);
     } else {
-      run_pooled(call.conv, out);
+      run_in_bands(call.conv, out, pool);
     }
   });
 }
@@ -102,8 +64,9 @@ Tensor conv_act_quantized(const Tensors& inputs, const Tensor& weight, const Opt
   if (checked.size.numel() > 0) {
     with_arithmetic(checked.dtype, [&](auto type) {
       using T = decltype(type);
-      const ConvAct<T> call(inputs, weight, bias, slope, std::nullopt, packed, checked);
-      run_to_bytes<T>(call.conv, out, scale, zero);
+      ConvAct<T> call(inputs, weight, bias, slope, std::nullopt, packed, checked);
+      call.conv.out = byte_destination(out, scale, zero);
+      run_in_bands(call.conv, out, 1);
     });
   }
   return out;

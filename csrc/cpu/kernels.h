@@ -10,6 +10,14 @@
 
 namespace fassd::cpu {
 
+// Bytes of a value of a floating dtype, or of bytes.
+constexpr int64_t element_size(ScalarType dtype) {
+  return dtype == ScalarType::Double                              ? 8
+         : dtype == ScalarType::Float                             ? 4
+         : dtype == ScalarType::Byte || dtype == ScalarType::Char ? 1
+                                                                  : 2;
+}
+
 // A batch of images to read: any floating dtype, any strides (in elements). `first_row` is the row
 // at `data`: a band of rows in scratch memory is an image of which only that band exists. Of bytes,
 // the values are scale * (byte - zero).

@@ -220,11 +220,47 @@ void run(const Conv<T>& whole, int64_t batch) {
       });
 }
 
+template <typename T>
+void run_in_bands(const Conv<T>& conv, const Tensor& out, int64_t pool) {
+  const Kernels<T>& kernel = kernels<T>();
+  const int64_t channels = conv.out_channels, row = conv.out_width * channels;
+  const int64_t width = out.size(3), values = width * channels;
+  const Destination& to = conv.out;
+  const bool bytes = to.dtype == ScalarType::Byte;
+  const int64_t means = bytes && pool > 1 ? values : 0;
+  parallel_bands<T>(
+      out.size(0), pool * out.size(2), row, kernel.conv_scratch(conv) + means,
+      [&](T* scratch, int64_t n, int64_t first, int64_t last) {
+        const Band<T> band = {scratch, channels, conv.out_height, conv.out_width, first, last};
+        T* const mean = scratch + band.values();
+        Conv<T> part = conv;
+        part.out = band.destination();
+        run_rows(part, n, first, last, mean + means);
+        for (int64_t y = first; y < last; y += pool) {
+          const T* from = scratch + (y - first) * row;
+          char* const at =
+              static_cast<char*>(to.data) + to.offset(n, y / pool, 0) * element_size(to.dtype);
+          if (pool > 1) {
+            void* const pooled = bytes ? static_cast<void*>(mean) : at;
+            kernel.pool_rows(from, from + row, channels, width, channels, pooled,
+                             bytes ? dtype_of<T> : to.dtype, bytes ? channels : to.stride_w);
+            from = mean;
+          }
+          if (bytes) {
+            kernel.quantize(from, dtype_of<T>, to.scale, to.zero, reinterpret_cast<uint8_t*>(at),
+                            values);
+          }
+        }
+      });
+}
+
 template class ChannelsLast<float>;
 template class ChannelsLast<double>;
 template class ChannelVector<float>;
 template class ChannelVector<double>;
 template void run(const Conv<float>&, int64_t);
 template void run(const Conv<double>&, int64_t);
+template void run_in_bands(const Conv<float>&, const Tensor&, int64_t);
+template void run_in_bands(const Conv<double>&, const Tensor&, int64_t);
 
 }  // namespace fassd::cpu

@@ -19,16 +19,9 @@ inline int64_t scratch_bytes() {
   return second_level_cache() / 2;
 }
 
-// The dtype of T (float or double), and the bytes of a value of a floating dtype, or of bytes.
+// The dtype of T: float or double.
 template <typename T>
 constexpr ScalarType dtype_of = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
-
-constexpr int64_t element_size(ScalarType dtype) {
-  return dtype == ScalarType::Double                              ? 8
-         : dtype == ScalarType::Float                             ? 4
-         : dtype == ScalarType::Byte || dtype == ScalarType::Char ? 1
-                                                                  : 2;
-}
 
 // Uninitialised memory of `count` values from the pool.
 template <typename T>
@@ -216,6 +209,11 @@ void run_rows(const Conv<T>& conv, int64_t n, int64_t first, int64_t last, T* sc
 // Runs a convolution over its whole output.
 template <typename T>
 void run(const Conv<T>& conv, int64_t batch);
+
+// Runs a convolution band by band in scratch memory, and writes the bands to `out`: the means of
+// `pool` x `pool` pixels, 1 or 2, and as bytes if `conv.out` is of bytes.
+template <typename T>
+void run_in_bands(const Conv<T>& conv, const Tensor& out, int64_t pool);
 
 // Calls f(T()) with the type that tensors of `dtype` are computed in: double for double, else
 // float.

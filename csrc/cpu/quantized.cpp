@@ -175,37 +175,6 @@ bool is_bounded(const Conv<float>& conv, double scale) {
   return bounded;
 }
 
-// Bands of the convolution in scratch memory, whose 2x2 means are written.
-void run_pooled(const Conv<float>& conv, Tensor& out) {
-  const Kernels<float>& kernel = kernels<float>();
-  const int64_t width = conv.out_width, channels = conv.out_channels, row = width * channels;
-  const int64_t means = out.size(3) * channels;
-  const Destination& to = conv.out;
-  parallel_bands<float>(
-      out.size(0), 2 * out.size(2), row, kernel.conv_scratch(conv) + means,
-      [&](float* scratch, int64_t n, int64_t first, int64_t last) {
-        const Band<float> band = {scratch, channels, conv.out_height, width, first, last};
-        float* const mean = scratch + band.values();
-        Conv<float> part = conv;
-        part.out = band.destination();
-        run_rows(part, n, first, last, mean + means);
-        for (int64_t y = first; y < last; y += 2) {
-          const float* const top = scratch + (y - first) * row;
-          char* const pooled =
-              static_cast<char*>(to.data) + to.offset(n, y / 2, 0) * element_size(to.dtype);
-          if (to.dtype == ScalarType::Byte) {
-            kernel.pool_rows(top, top + row, channels, out.size(3), channels, mean,
-                             ScalarType::Float, channels);
-            kernel.quantize(mean, ScalarType::Float, to.scale, to.zero,
-                            reinterpret_cast<uint8_t*>(pooled), means);
-          } else {
-            kernel.pool_rows(top, top + row, channels, out.size(3), channels, pooled, to.dtype,
-                             to.stride_w);
-          }
-        }
-      });
-}
-
 }  // namespace
 
 void check_level(const std::string& op, const std::string& of, double scale, int64_t zero) {
@@ -213,6 +182,13 @@ void check_level(const std::string& op, const std::string& of, double scale, int
                   "; expected a finite number above 0");
   STD_TORCH_CHECK(zero >= 0 && zero <= 255, op, ": ", of, "zero is ", zero,
                   "; expected a byte, 0 to 255");
+}
+
+Destination byte_destination(const Tensor& out, double scale, int64_t zero) {
+  Destination to = destination(out);
+  to.scale = float(scale);
+  to.zero = int32_t(zero);
+  return to;
 }
 
 Tensor quantize(const Tensor& input, double scale, int64_t zero) {
@@ -290,14 +266,12 @@ Tensor quantized_conv_act(const Tensors& inputs, const Tensor& weight, const Ten
   if (residual) {
     call.add(*residual, residual_scale, residual_zero);
   }
-  call.conv.out = destination(out);
-  call.conv.out.scale = float(scale);
-  call.conv.out.zero = int32_t(zero);
+  call.conv.out = byte_destination(out, scale, zero);
   call.conv.epilogue.bounded = bytes && is_bounded(call.conv, scale);
   if (pool == 1) {
     run(call.conv, size.batch);
   } else {
-    run_pooled(call.conv, out);
+    run_in_bands(call.conv, out, pool);
   }
   return out;
 }
@@ -394,9 +368,7 @@ Tensor quantized_sum(const Tensors& inputs, const Tensor& factors, const Tensor&
   sum.factors = padded.data();
   sum.bias = added.data();
   sum.slope = slopes.data();
-  sum.out = destination(out);
-  sum.out.scale = float(scale);
-  sum.out.zero = int32_t(zero);
+  sum.out = byte_destination(out, scale, zero);
   parallel(size.batch * size.height, [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; item++) {
       kernels<float>().weighted_sum(sum, item / size.height, item % size.height);

@@ -31,6 +31,9 @@ Tensor conv_act_quantized(const Tensors& inputs, const Tensor& weight, const Opt
 // Throws unless a scale and a zero point are those of bytes; `of` is the prefix of their names.
 void check_level(const std::string& op, const std::string& of, double scale, int64_t zero);
 
+// A result that may be of bytes, with their scale and zero point.
+Destination byte_destination(const Tensor& out, double scale, int64_t zero);
+
 Tensor quantized_sum(const Tensors& inputs, const Tensor& factors, const Tensor& bias,
                      const OptionalTensor& slope, double scale, int64_t zero,
                      const std::string& activation);

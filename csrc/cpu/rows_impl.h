@@ -297,10 +297,7 @@ class Ahead {
   };
 
   void add(const void* data, ScalarType dtype, int64_t at, int64_t values) {
-    const int64_t size = dtype == ScalarType::Double  ? 8
-                         : dtype == ScalarType::Float ? 4
-                         : dtype == ScalarType::Byte  ? 1
-                                                      : 2;
+    const int64_t size = element_size(dtype);
     if (count_ < most) {
       const char* begin = static_cast<const char*>(data) + at * size;
       regions_[count_++] = {begin, begin + values * size};

@@ -100,13 +100,6 @@ void label_rows(const Tensor& input, const StripRows& strip_rows, bool align_cor
                      });
 }
 
-// Columns of logits are numbered in 32 bits.
-void check_columns(const char* op, const Tensor& input) {
-  constexpr int64_t widest = std::numeric_limits<int32_t>::max();
-  STD_TORCH_CHECK(input.size(3) <= widest, op, ": input has ", input.size(3),
-                  " columns; the C++ backend takes at most ", widest);
-}
-
 // Row by row of the smaller image: the rows that it was a neighbour of are added up at their full
 // width, then along the row.
 template <typename T>
@@ -139,43 +132,34 @@ void run_upsample_backward(const Tensor& gradient, Tensor& out) {
   });
 }
 
-Tensor labels_of(const Tensor& input, const StripRows& rows, bool align_corners,
-                 const ImageSize& result) {
-  check_columns("upsample_argmax", input);
-  const int64_t height = result.height, width = result.width, channels = result.channels;
-  Tensor out = empty_bytes({result.batch, height, width});
+// Labels; with a temperature also their certainty.
+Tensor labels_of(const char* op, const Tensor& input, const StripRows& rows, bool align_corners,
+                 const Checked& checked, std::optional<double> temperature = std::nullopt) {
+  constexpr int64_t widest =
+      std::numeric_limits<int32_t>::max();  // columns are numbered in 32 bits
+  STD_TORCH_CHECK(input.size(3) <= widest, op, ": input has ", input.size(3),
+                  " columns; the C++ backend takes at most ", widest);
+  const int64_t batch = checked.size.batch, channels = checked.size.channels;
+  const int64_t height = checked.size.height, width = checked.size.width;
+  const int64_t maps = temperature ? 2 : 1;
+  Tensor out = empty_bytes(temperature ? Integers{batch, maps, height, width}
+                                       : Integers{batch, height, width});
   if (out.numel() > 0) {
     uint8_t* const labels = static_cast<uint8_t*>(out.mutable_data_ptr());
     with_arithmetic(input.scalar_type(), [&](auto type) {
       using T = decltype(type);
+      const T scale = T(sharpness(temperature.value_or(1)));
       label_rows<T>(input, rows, align_corners, width,
                     [&](const T* planes, int64_t plane, const auto& columns, int64_t n, int64_t y) {
-                      kernels<T>().argmax_row(planes, plane, columns.before, columns.after,
-                                              columns.weight_after, width, channels,
-                                              labels + (n * height + y) * width);
-                    });
-    });
-  }
-  return out;
-}
-
-Tensor confident_of(const Tensor& input, const StripRows& rows, bool align_corners,
-                    double temperature, const Checked& checked) {
-  check_columns("upsample_confidence", input);
-  const ImageSize& result = checked.size;
-  const int64_t height = result.height, width = result.width, channels = result.channels;
-  Tensor out = empty_bytes({result.batch, 2, height, width});
-  if (out.numel() > 0) {
-    uint8_t* const labels = static_cast<uint8_t*>(out.mutable_data_ptr());
-    with_arithmetic(input.scalar_type(), [&](auto type) {
-      using T = decltype(type);
-      const T scale = T(sharpness(temperature));
-      label_rows<T>(input, rows, align_corners, width,
-                    [&](const T* planes, int64_t plane, const auto& columns, int64_t n, int64_t y) {
-                      uint8_t* const row = labels + (2 * n * height + y) * width;
-                      kernels<T>().confidence_row(
-                          planes, plane, columns.before, columns.after, columns.weight_after, width,
-                          channels, checked.measure, scale, row, row + height * width);
+                      uint8_t* const row = labels + (maps * n * height + y) * width;
+                      if (temperature) {
+                        kernels<T>().confidence_row(
+                            planes, plane, columns.before, columns.after, columns.weight_after,
+                            width, channels, checked.measure, scale, row, row + height * width);
+                      } else {
+                        kernels<T>().argmax_row(planes, plane, columns.before, columns.after,
+                                                columns.weight_after, width, channels, row);
+                      }
                     });
     });
   }
@@ -225,27 +209,29 @@ Tensor upsample_rows(const Tensor& input, const Integers& size, const Integers& 
 }
 
 Tensor upsample_argmax(const Tensor& input, const Integers& size, bool align_corners) {
-  const ImageSize result = check_upsample_argmax(input, size, align_corners).size;
-  return labels_of(input, {input.size(2), size[0]}, align_corners, result);
+  const Checked checked = check_upsample_argmax(input, size, align_corners);
+  return labels_of("upsample_argmax", input, {input.size(2), size[0]}, align_corners, checked);
 }
 
 Tensor upsample_argmax_rows(const Tensor& input, const Integers& size, const Integers& rows) {
-  const ImageSize result = check_upsample_argmax(input, size, true).size;
-  return labels_of(input, {"upsample_argmax_rows", input.size(2), size[0], rows}, true, result);
+  const Checked checked = check_upsample_argmax(input, size, true);
+  const StripRows strip_rows("upsample_argmax_rows", input.size(2), size[0], rows);
+  return labels_of("upsample_argmax", input, strip_rows, true, checked);
 }
 
 Tensor upsample_confidence(const Tensor& input, const Integers& size, const std::string& measure,
                            double temperature, bool align_corners) {
   const Checked checked =
       check_upsample_confidence(input, size, measure, temperature, align_corners);
-  return confident_of(input, {input.size(2), size[0]}, align_corners, temperature, checked);
+  return labels_of("upsample_confidence", input, {input.size(2), size[0]}, align_corners, checked,
+                   temperature);
 }
 
 Tensor upsample_confidence_rows(const Tensor& input, const Integers& size, const Integers& rows,
                                 const std::string& measure, double temperature) {
   const Checked checked = check_upsample_confidence(input, size, measure, temperature, true);
   const StripRows strip_rows("upsample_confidence_rows", input.size(2), size[0], rows);
-  return confident_of(input, strip_rows, true, temperature, checked);
+  return labels_of("upsample_confidence", input, strip_rows, true, checked, temperature);
 }
 
 }  // namespace fassd::cpu
