@@ -84,6 +84,19 @@ def locate(m, height, width, POOL: tl.constexpr):
 
 
 @triton.jit
+def own_pixels(height, width, WIDE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
+    """A program's pixels, with the picture, row and column of each, and its channels."""
+    tile = tl.program_id(0)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    if WIDE:
+        tile = tile.to(tl.int64)
+        c = c.to(tl.int64)
+    m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    n, y, x = locate(m, height, width, 1)
+    return m, n, y, x, c
+
+
+@triton.jit
 def multiply_chunk(
     acc, inputs, addend, weight, scale, shift, in_slope, strides, channels, chunk, n, y, x, inside,
     column, height, width, weight_stride, dilation_h, dilation_w,

@@ -14,17 +14,16 @@ import triton.language as tl
 
 from fassd_kernels.reference.conv_act import pair
 from fassd_kernels.triton.conv_act import bytes_of, plan_conv
-from fassd_kernels.triton.convolution import activate, load_vector, locate
+from fassd_kernels.triton.convolution import activate, load_vector, own_pixels
 from fassd_kernels.triton.layout import Size
 from fassd_kernels.triton.program import (
-    INT32_MAX,
     Argument,
     Pointer,
     Program,
     Work,
     planned,
 )
-from fassd_kernels.triton.upsample import block_pixels
+from fassd_kernels.triton.upsample import block_pixels, shared_arguments
 
 SIZES = ("pixels", "height", "width", "out_height", "out_width")
 
@@ -39,13 +38,7 @@ def grouped_conv_kernel(
     VECTOR: tl.constexpr, RESIDUAL_VECTOR: tl.constexpr, OUT_VECTOR: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    tile = tl.program_id(0)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    if WIDE:
-        tile = tile.to(tl.int64)
-        c = c.to(tl.int64)
-    m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    n, y, x = locate(m, out_height, out_width, 1)
+    m, n, y, x, c = own_pixels(out_height, out_width, WIDE, BLOCK_M, BLOCK_C)
     inside = m < pixels
     real = c < channels
     first = c // group_outputs * group_inputs
@@ -116,24 +109,17 @@ def grouped_conv_act(
     images = [image, out, *([added] if added else [])]
     values = weight.tensor.numel()
     reaches = (each.reach for each in (*images, filters))
-    furthest = max(out.pixels + block_m, 4 * max(image.size[2:]), *reaches)
+    furthest = max(4 * max(image.size[2:]), *reaches)
     out_vector = math.gcd(out.vector, out.lanes)
-    arguments = {
-        "image": Pointer(image.slot, image.offset),
+    arguments = shared_arguments(image, size[2:], block_m, block_c, furthest) | {
         "weight": Pointer(filters.slot),
         "bias": biases,
         "slope": slopes,
         "residual": Pointer(added.slot, added.offset) if added else None,
         "out": Pointer(out.slot),
-        "strides": image.in_units(image.vector),
         "weight_strides": filters.strides,
         "residual_strides": added.in_units(added.vector) if added else None,
         "out_strides": out.in_units(out_vector)[:3],
-        "pixels": out.pixels,
-        "height": image.size[2],
-        "width": image.size[3],
-        "out_height": size[2],
-        "out_width": size[3],
         "channels": out.channels,
         "group_inputs": inputs,
         "group_outputs": out.channels // groups,
@@ -144,12 +130,8 @@ def grouped_conv_act(
         "dilation_w": min(dilations[1], image.size[3]),
         "SIDE": side,
         "ACTIVATION": activation,
-        "WIDE": furthest > INT32_MAX,
-        "VECTOR": image.vector,
         "RESIDUAL_VECTOR": added.vector if added else 1,
         "OUT_VECTOR": out_vector,
-        "BLOCK_M": block_m,
-        "BLOCK_C": block_c,
     }
     grid = (math.ceil(out.pixels / block_m), math.ceil(out.channels / block_c))
     operations = 2 * out.pixels * values

@@ -10,10 +10,10 @@ import triton.language as tl
 
 from fassd_kernels.reference.conv_act import pair
 from fassd_kernels.triton.conv_act import bytes_of
-from fassd_kernels.triton.convolution import locate
+from fassd_kernels.triton.convolution import own_pixels
 from fassd_kernels.triton.layout import Size
-from fassd_kernels.triton.program import INT32_MAX, Argument, Pointer, Program, Work, planned
-from fassd_kernels.triton.upsample import block_pixels
+from fassd_kernels.triton.program import Argument, Pointer, Program, Work, planned
+from fassd_kernels.triton.upsample import block_pixels, shared_arguments
 
 SIZES = ("pixels", "height", "width", "out_height", "out_width")
 
@@ -24,13 +24,7 @@ def max_pool_kernel(
     kernel_h, kernel_w, step_h, step_w, padding_h, padding_w,
     WIDE: tl.constexpr, VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    tile = tl.program_id(0)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    if WIDE:
-        tile = tile.to(tl.int64)
-        c = c.to(tl.int64)
-    m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    n, y, x = locate(m, out_height, out_width, 1)
+    m, n, y, x, c = own_pixels(out_height, out_width, WIDE, BLOCK_M, BLOCK_C)
     inside = m < pixels
     real = c < channels
     best = tl.full((BLOCK_M, BLOCK_C), float("-inf"), tl.float32)
@@ -71,28 +65,16 @@ def max_pool(
     around = pair("padding", padding)
     block_c = min(32, triton.next_power_of_2(out.channels))
     block_m = block_pixels(program, block_c)
-    furthest = max(out.pixels + block_m, 2 * max(image.size[2:]), image.reach, out.reach)
-    arguments = {
-        "image": Pointer(image.slot, image.offset),
+    furthest = max(2 * max(image.size[2:]), out.reach)
+    arguments = shared_arguments(image, size[2:], block_m, block_c, furthest) | {
         "out": Pointer(out.slot),
-        "strides": image.in_units(image.vector),
         "out_strides": out.in_units(1)[:3],
-        "pixels": out.pixels,
-        "height": image.size[2],
-        "width": image.size[3],
-        "out_height": size[2],
-        "out_width": size[3],
-        "channels": out.channels,
         "kernel_h": sides[0],
         "kernel_w": sides[1],
         "step_h": steps[0],
         "step_w": steps[1],
         "padding_h": around[0],
         "padding_w": around[1],
-        "WIDE": furthest > INT32_MAX,
-        "VECTOR": image.vector,
-        "BLOCK_M": block_m,
-        "BLOCK_C": block_c,
     }
     grid = (math.ceil(out.pixels / block_m), math.ceil(out.channels / block_c))
     work = Work(bytes_of(image) + bytes_of(out), sides[0] * sides[1] * out.pixels * out.channels)

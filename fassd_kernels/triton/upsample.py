@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from fassd_kernels.triton.conv_act import bytes_of
-from fassd_kernels.triton.convolution import load_resized, locate
+from fassd_kernels.triton.convolution import load_resized, locate, own_pixels
 from fassd_kernels.triton.layout import Size
 from fassd_kernels.triton.program import (
     INT32_MAX,
@@ -34,13 +34,7 @@ def upsample_kernel(
     WIDE: tl.constexpr, VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
     ALIGN_CORNERS: tl.constexpr,
 ):  # fmt: skip
-    tile = tl.program_id(0)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    if WIDE:
-        tile = tile.to(tl.int64)
-        c = c.to(tl.int64)
-    m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    n, y, x = locate(m, out_height, out_width, 1)
+    m, n, y, x, c = own_pixels(out_height, out_width, WIDE, BLOCK_M, BLOCK_C)
     # Whole vectors are loaded, and lanes after the last channel are not stored.
     whole = (c < tl.cdiv(channels, VECTOR) * VECTOR)[None, :]
     inside = (m < pixels)[:, None]
@@ -123,32 +117,35 @@ def block_pixels(program: Program, block_c: int) -> int:
 
 
 def shared_arguments(
-    image: Image,
-    size: Sequence[int],
-    block_m: int,
-    block_c: int,
-    out_reach: int,
-    align_corners: bool,
+    image: Image, size: Sequence[int], block_m: int, block_c: int, furthest: int
 ) -> dict[str, Any]:
-    """Arguments that both kernels take."""
-    batch, channels, height, width = image.size
-    pixels = batch * size[0] * size[1]
-    positions = 2 * max(size[0] * height, size[1] * width)  # halves are counted
+    """Arguments of all kernels that take some pixels of a result and some channels of an image.
+
+    Args:
+        size: height and width of the result.
+        furthest: largest offset or position, beside those of the image and of the pixels.
+    """
+    pixels = image.size[0] * size[0] * size[1]
     return {
         "image": Pointer(image.slot, image.offset),
         "strides": image.in_units(image.vector),
         "pixels": pixels,
-        "height": height,
-        "width": width,
+        "height": image.size[2],
+        "width": image.size[3],
         "out_height": size[0],
         "out_width": size[1],
-        "channels": channels,
-        "WIDE": max(image.reach, out_reach, positions, pixels + block_m) > INT32_MAX,
+        "channels": image.channels,
+        "WIDE": max(image.reach, furthest, pixels + block_m) > INT32_MAX,
         "VECTOR": image.vector,
         "BLOCK_M": block_m,
         "BLOCK_C": block_c,
-        "ALIGN_CORNERS": align_corners,
     }
+
+
+def furthest_of(image: Image, size: Sequence[int], out_reach: int) -> int:
+    """The largest offset in a resized image, or position among its rows or columns."""
+    # Halves are counted.
+    return max(out_reach, *(2 * out * side for out, side in zip(size, image.size[2:], strict=True)))
 
 
 def work_of(image: Image, written: int, pixels: int) -> Work:
@@ -171,8 +168,12 @@ def upsample(
         return
     block_c = min(32, triton.next_power_of_2(image.channels))
     block_m = block_pixels(program, block_c)
-    arguments = shared_arguments(image, size, block_m, block_c, out.reach, align_corners)
-    arguments |= {"out": Pointer(out.slot), "out_strides": out.in_units(1)[:3]}
+    furthest = furthest_of(image, size, out.reach)
+    arguments = shared_arguments(image, size, block_m, block_c, furthest) | {
+        "out": Pointer(out.slot),
+        "out_strides": out.in_units(1)[:3],
+        "ALIGN_CORNERS": align_corners,
+    }
     grid = (math.ceil(out.pixels / block_m), math.ceil(image.channels / block_c))
     work = work_of(image, bytes_of(out), out.pixels)
     program.launch(upsample_kernel, grid, arguments, work, "upsample")
@@ -225,8 +226,10 @@ def launch_labels(
     block_c = triton.next_power_of_2(image.channels)
     block_m = block_pixels(program, block_c)
     reach = math.prod(result)
-    arguments = shared_arguments(image, size, block_m, block_c, reach, align_corners) | {
+    furthest = furthest_of(image, size, reach)
+    arguments = shared_arguments(image, size, block_m, block_c, furthest) | {
         "out": written,
+        "ALIGN_CORNERS": align_corners,
         "scale": scale,
         "equal": math.log(max(image.channels, 2)),
         "MEASURE": measure,
