@@ -115,9 +115,9 @@ def milliseconds(timing: CallTimes) -> str:
     return f"{1000 * timing.median:.1f} ±{1000 * timing.spread:.1f}"
 
 
-def or_dash(value: float | None, form: str, unit: float = 1) -> str:
-    """A value in a format, times a unit; a dash for None."""
-    return "-" if value is None else format(unit * value, form)
+def or_dash(value: float | None, form: str) -> str:
+    """A value in a format; a dash for None."""
+    return "-" if value is None else format(value, form)
 
 
 def mebibytes(peak: int | None) -> str:

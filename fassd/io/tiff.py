@@ -52,7 +52,7 @@ class ArrayRows(contextlib.nullcontext["ArrayRows"]):
         return self.pixels[first:last]
 
 
-class TiffRows:
+class TiffRows(contextlib.AbstractContextManager["TiffRows"]):
     """The rows of the first picture of a TIFF file, as uint8 RGB.
 
     Grey, RGB, RGBA (composited over grey) and palettes; 8 or 16 bits or floats; in tiles or strips,
@@ -97,9 +97,6 @@ class TiffRows:
             if not self._file.pages[1].is_reduced:  # no smaller copy of the first
                 self.remarks = (PASSED_OVER,)
         self._bands: dict[int, npt.NDArray[Any]] = {}
-
-    def __enter__(self) -> TiffRows:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()

@@ -201,11 +201,9 @@ class Street:
         """s of the line `beyond` metres outside a kerb; negative lies on the road."""
         return self.kerbs[side] + side * beyond
 
-    def crosses(self, z: float, margin: float = 1.0) -> bool:
+    def crosses(self, z: float) -> bool:
         """True if z lies on the side street."""
-        return self.crossing is not None and (
-            self.crossing[0] - margin < z < self.crossing[1] + margin
-        )
+        return self.crossing is not None and (self.crossing[0] - 1 < z < self.crossing[1] + 1)
 
     def panel(self, s: float, near: float, far: float, height: float, base: float = 0.0) -> Upright:
         """An upright rectangle along the street between two depths."""

@@ -114,21 +114,19 @@ def frames(result: Figure | None, batch: int = 1, strong: bool = False) -> Cell:
     return measured(f"{rate:.1f}", result.at("median_s"), strong=strong)
 
 
-def ratio(
-    result: Figure | None, over: Figure | None, strong: bool = False, median: str = "median_s"
-) -> Cell:
+def ratio(result: Figure | None, over: Figure | None, strong: bool = False) -> Cell:
     """Speed-up of `result` over `over`; "-" if either disagrees."""
-    value = speedup(result, over, median)
+    value = speedup(result, over)
     if value is None or result is None or over is None:
         return Cell("-" if result is not None else "")
-    return measured(f"{value:.2f}x", result.at(median), over.at(median), strong=strong)
+    return measured(f"{value:.2f}x", result.at("median_s"), over.at("median_s"), strong=strong)
 
 
-def speedup(result: Figure | None, over: Figure | None, median: str = "median_s") -> float | None:
+def speedup(result: Figure | None, over: Figure | None) -> float | None:
     """Speed-up of `result` over `over`; None if it cannot be determined."""
     if result is None or over is None or not (agrees(result) and agrees(over)):
         return None
-    return over.value[median] / result.value[median]
+    return over.value["median_s"] / result.value["median_s"]
 
 
 def machine_text(result: Figure) -> str:

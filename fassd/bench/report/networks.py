@@ -82,9 +82,9 @@ def headline(results: Collection) -> Section:
     return Section("How fast", (), (table, plot))
 
 
-def headline_table(results: Collection, models: Sequence[str] = HEADLINE) -> Table | None:
+def headline_table(results: Collection) -> Table | None:
     """Milliseconds per picture of every network on every runtime."""
-    found = full_size(results, models)
+    found = full_size(results, HEADLINE)
     if not found:
         return None
     comparisons = list(found.values())
@@ -97,9 +97,9 @@ def headline_table(results: Collection, models: Sequence[str] = HEADLINE) -> Tab
     return table_by_way("network", entries, WAYS, milliseconds, caption)
 
 
-def speed_table(results: Collection, models: Sequence[str] = HEADLINE) -> Table | None:
+def speed_table(results: Collection) -> Table | None:
     """What a visitor asks first: PyTorch, the fastest other runtime, and ours, in float32."""
-    found = full_size(results, models)
+    found = full_size(results, HEADLINE)
     if not found:
         return None
     others = [way for way in WAYS if way.key != OURS and way.dtype == "float32"]
@@ -263,8 +263,9 @@ SCALED = (EAGER, CHANNELS_LAST, INDUCTOR, OURS_LOGITS, OURS_HALF)
 MARKERS = {EAGER: "s", CHANNELS_LAST: "^", INDUCTOR: "v", OURS_HALF: "D"}
 
 
-def scaling(results: Collection, model: str = "fassd_net") -> Section:
+def scaling(results: Collection) -> Section:
     """Time over size, batch and threads, of one network."""
+    model = "fassd_net"
     title = "Scaling with size, batch and threads"
     jobs = {job_of(c): c for c in results.comparisons() if job_of(c).model == model}
     own = results.machine[1] if results.machine else 0

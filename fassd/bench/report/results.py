@@ -165,7 +165,8 @@ class Collection:
         """
 
         def order(source: ResultsFile) -> tuple[bool, int, int]:
-            own = own_networks(source)
+            compared = {part["job"]["model"] for part in source.content["comparisons"]}
+            own = len(compared & VARIANTS.keys())
             return own == 0, source.rank, -own
 
         compared = sorted(self.of("comparisons"), key=order)
@@ -175,17 +176,12 @@ class Collection:
     def comparisons(self) -> list[Figure]:
         """Comparisons of the page's machine, one for each job, the most complete one."""
         best: dict[JobKey, Figure] = {}
-        for figure in self.every_comparison():
-            job = job_of(figure)
-            if job not in best or completeness(figure) > completeness(best[job]):
-                best[job] = figure
+        for source in filter(self.is_of_the_page, self.of("comparisons")):
+            for figure in source.at("comparisons").entries():
+                job = job_of(figure)
+                if job not in best or completeness(figure) > completeness(best[job]):
+                    best[job] = figure
         return list(best.values())
-
-    def every_comparison(self) -> Iterator[Figure]:
-        """Comparisons of the page's machine, those of the nearest and newest file first."""
-        for source in self.of("comparisons"):
-            if self.is_of_the_page(source):
-                yield from source.at("comparisons").entries()
 
     def first(self, kind: str) -> ResultsFile | None:
         """The nearest and newest file of a kind from the page's processor and device."""
@@ -226,11 +222,6 @@ def job_of(comparison: Figure) -> JobKey:
     threads = job["threads"] or comparison.source.environment["threads"]
     height, width = job["size"]
     return JobKey(job["model"], height, width, job["batch"], threads)
-
-
-def own_networks(source: ResultsFile) -> int:
-    """Number of networks of this project in a file of comparisons, counted by name."""
-    return len({part["job"]["model"] for part in source.content["comparisons"]} & VARIANTS.keys())
 
 
 def completeness(comparison: Figure) -> tuple[bool, int]:
