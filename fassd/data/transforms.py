@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fassd.io.palette import IGNORE
-from fassd.models.preprocess import MEAN_COLOR
+from fassd.models.preprocess import MEAN_COLOR, check_bands
 
 Change = Callable[[npt.NDArray[np.uint8], slice], Any]
 
@@ -93,12 +93,7 @@ class TrainTransform:
         Raises:
             ValueError: a shape or dtype is another.
         """
-        count = len(self.padding)
-        if image.ndim != 3 or image.shape[2] != count or image.dtype != np.uint8:
-            raise ValueError(
-                f"image must be uint8 of shape (H, W, {count}), got {image.dtype} of shape "
-                f"{image.shape}"
-            )
+        check_bands(image, len(self.padding))
         if labels.shape != image.shape[:2] or labels.dtype != np.uint8:
             raise ValueError(
                 f"labels must be uint8 of shape {image.shape[:2]} as the image, "

@@ -108,6 +108,15 @@ def preprocessing_of(network: object) -> Preprocessing:
     return next((own for own in found if isinstance(own, Preprocessing)), OURS)
 
 
+def check_bands(image: npt.NDArray[Any], count: int) -> None:
+    """Raise ValueError unless `image` is (H, W, count) uint8."""
+    if image.ndim != 3 or image.shape[2] != count or image.dtype != np.uint8:
+        raise ValueError(
+            f"image must be uint8 of shape (H, W, {count}), got {image.dtype} of shape "
+            f"{image.shape}"
+        )
+
+
 @functools.lru_cache(8)
 def _levels(preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
     """Values of the 256 levels of each channel, (channels, 256) in the network's order."""
@@ -137,11 +146,7 @@ def normalize(
         ValueError: `image` has another shape or dtype.
     """
     count = len(preprocessing.mean)
-    if image.ndim != 3 or image.shape[2] != count or image.dtype != np.uint8:
-        raise ValueError(
-            f"image must be uint8 of shape (H, W, {count}), got {image.dtype} of shape "
-            f"{image.shape}"
-        )
+    check_bands(image, count)
     result = np.empty((count, *image.shape[:2]), np.float32)
     planes = image[..., ::-1] if preprocessing.channels == "BGR" else image
     for channel, levels in enumerate(_levels(preprocessing)):

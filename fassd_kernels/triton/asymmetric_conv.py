@@ -114,12 +114,9 @@ def vertical(
                 if not CLEAN:
                     value = tl.where((k < channels)[None, :], value, 0.0)
                 at_row = (tap * channels + k) * weight_stride
-                factors = tl.load(
-                    weight + at_row[:, None] + middle[None, :],
-                    mask=(k < channels)[:, None] & (middle < weight_stride)[None, :],
-                    other=0.0,
+                acc = multiply(
+                    value, weight, at_row, k < channels, middle, weight_stride, acc, PRECISION
                 )
-                acc = multiply(value, factors, acc, PRECISION)
     acc = finish(acc, bias, slope, middle, real, ACTIVATION)
     return tl.where(inside[:, None] & real[None, :], acc, 0.0).to(weight.dtype.element_ty)
 
@@ -186,12 +183,10 @@ def asymmetric_conv_kernel(
                         BLOCK_K,
                     )  # fmt: skip
                 at_row = (tap * middles + middle) * horizontal_stride
-                factors = tl.load(
-                    next_weight + at_row[:, None] + column[None, :],
-                    mask=(middle < middles)[:, None] & (column < horizontal_stride)[None, :],
-                    other=0.0,
-                )
-                acc = multiply(value, factors, acc, PRECISION)
+                acc = multiply(
+                    value, next_weight, at_row, middle < middles, column, horizontal_stride, acc,
+                    PRECISION,
+                )  # fmt: skip
 
     real = column < out_channels
     acc = finish(acc, next_bias, next_slope, column, real, ACTIVATION)

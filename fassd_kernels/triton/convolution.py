@@ -57,8 +57,13 @@ def round_tf32(x):
 
 
 @triton.jit
-def multiply(value, factors, acc, PRECISION: tl.constexpr):
-    """acc + value @ factors; "tf32" and "ieee" only differ for float32 values."""
+def multiply(value, weight, row, real, column, weight_stride, acc, PRECISION: tl.constexpr):
+    """acc + value @ the rows that begin at `row`; "tf32", "ieee" only differ for float32 values."""
+    factors = tl.load(
+        weight + row[:, None] + column[None, :],
+        mask=real[:, None] & (column < weight_stride)[None, :],
+        other=0.0,
+    )
     # The PTX ISA leaves undefined what happens to the 13 bits that TF32 has no room for, and so
     # does Triton. They are usually dropped, which makes products 0.065% too small.
     if PRECISION == "tf32":
@@ -170,12 +175,7 @@ def multiply_chunk(
                 elif not CLEAN:
                     value = tl.where(real[None, :], value, 0.0)
                 at_row = (tap * rows + first_row + k) * weight_stride
-                factors = tl.load(
-                    weight + at_row[:, None] + column[None, :],
-                    mask=real[:, None] & (column < weight_stride)[None, :],
-                    other=0.0,
-                )
-                acc = multiply(value, factors, acc, PRECISION)
+                acc = multiply(value, weight, at_row, real, column, weight_stride, acc, PRECISION)
     return acc
 
 
