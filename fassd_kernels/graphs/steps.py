@@ -63,7 +63,7 @@ MARGIN = 1.02
 fastest: dict[tuple[Any, ...], int] = {}
 """The fastest way of calls that were measured in this process."""
 
-_repeatable = ContextVar("_repeatable", default=False)
+repeating = ContextVar("repeating", default=False)
 
 
 @contextmanager
@@ -74,11 +74,11 @@ def repeatable() -> Iterator[None]:
     fused operators round a pixel alike in an image of any size, at the same rows but for a multiple
     of four.
     """
-    token = _repeatable.set(True)
+    token = repeating.set(True)
     try:
         yield
     finally:
-        _repeatable.reset(token)
+        repeating.reset(token)
 
 
 class Packing(nn.Module):
@@ -357,7 +357,7 @@ def fastest_of(key: tuple[Any, ...], ways: Sequence[Call]) -> Tensor:
 
     When it is to be `repeatable`, that of the first, which is the fused operators'.
     """
-    if _repeatable.get():
+    if repeating.get():
         return ways[0]()
     if key not in fastest:
         fastest[key] = fastest_way(ways)

@@ -27,7 +27,7 @@ from fassd_kernels.modules.conv import FusedConv2d, FusedConvLayer
 from fassd_kernels.modules.fused import KNOWN, Fused, is_traced, runs_as_written, transforming
 from fassd_kernels.modules.parts import is_ours, missing_attribute
 from fassd_kernels.modules.snapshot import Contents, Snapshot, hooked_globally
-from fassd_kernels.modules.tape import Tape, Taping, is_observed
+from fassd_kernels.modules.tape import Tape, is_observed, repeated
 from fassd_kernels.modules.training import kernels_used
 from fassd_kernels.reference.conv_act import channels_last
 from fassd_kernels.reference.upsample import Measure, confident_labels
@@ -36,10 +36,6 @@ Output = Literal["logits", "labels", "labels+confidence"]
 OUTPUTS = get_args(Output)
 RECORDED = ("_scores", "encode", "ends", "encode_part", "refine")
 """Methods of FASSDNet that are recorded, and those that they call."""
-
-
-MOST_TAPES = 16
-"""Maximum number of sizes of pictures whose calls are kept."""
 
 
 @dataclass(eq=False)
@@ -271,15 +267,11 @@ class FusedNetwork(FASSDNet):
             self.skip_layers,
             ops.operator,
         )
-        if key in seen.tapes:
-            tape = seen.tapes[key]
-            return self.fused("_scores", x=x, begin=begin) if tape is None else tape(x)
-        if len(seen.tapes) >= MOST_TAPES:
-            seen.tapes.clear()
-        with Taping(x) as taping:
-            result = self.fused("_scores", x=x, begin=begin)
-        seen.tapes[key] = taping.tape(result)
-        return result
+
+        def scores(image: Tensor) -> Tensor:
+            return self.fused("_scores", x=image, begin=begin)
+
+        return cast(Tensor, repeated(seen.tapes, key, scores, x))
 
     def is_repeatable(self, x: Tensor) -> bool:
         """True if a call depends on the image, and on what was looked at, alone."""

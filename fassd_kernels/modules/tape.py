@@ -11,25 +11,30 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fassd_kernels.ops import NAMESPACE
+MOST = 16
+"""Maximum number of tapes that are kept of one network, each for other sizes of pictures."""
 
 
 @dataclass
 class TapedCall:
-    """A call, and which of its arguments are results of earlier ones.
+    """A call, and which of its arguments are inputs of the tape or results of earlier calls.
 
     Attributes:
         results: place of such an argument, place in a list there or None, and number of the result.
+        first: number of its first result.
+        count: number of its results; None if it returns a tensor, and no list.
         last: numbers of results that no later call reads, whose memory the next ones may take.
     """
 
-    function: Callable[..., Tensor]
+    function: Callable[..., Any]
     arguments: list[Any]
     keywords: dict[str, Any]
     results: list[tuple[int | str, int | None, int]]
+    first: int
+    count: int | None
     last: list[int]
 
-    def __call__(self, results: list[Any]) -> Tensor:
+    def __call__(self, results: list[Any]) -> Any:
         arguments, keywords = self.arguments.copy(), self.keywords
         for place, inner, number in self.results:
             held: Any = arguments
@@ -44,43 +49,69 @@ class TapedCall:
 
 
 class Tape:
-    """Calls in their order: a function of one image to one.
+    """Calls in their order: a function of as many values as were taped.
 
-    To find weights and backend, modules take a third of the time of a small picture
-    (FASSD-Net-L2, 128x256, one core).
+    To find weights, backend and the fastest way, modules take a third of the time of a small
+    picture (FASSD-Net-L2, 128x256, one core).
+
+    Attributes:
+        returned: numbers of the results that are returned, and other values.
+        kind: type of a list of results; None if a tensor is returned.
     """
 
-    def __init__(self, calls: list[TapedCall]) -> None:
-        self.calls = calls
+    def __init__(self, calls: list[TapedCall], returned: list[Any], kind: Any) -> None:
+        self.calls, self.returned, self.kind = calls, returned, kind
 
-    def __call__(self, x: Tensor) -> Tensor:
-        results: list[Any] = [x]
+    def __call__(self, *inputs: Any) -> Any:
+        results = list(inputs)
         for call in self.calls:
-            results.append(call(results))
+            found = call(results)
+            if call.count is None:
+                results.append(found)
+            else:
+                results += found
             for number in call.last:
                 results[number] = None
-        return results[-1]  # type: ignore[no-any-return]
+        if self.kind is None:
+            return results[self.returned[0].number]
+        return self.kind(results[x.number] if type(x) is Number else x for x in self.returned)
+
+
+@dataclass(frozen=True)
+class Number:
+    """The number of a result among what a tape returns."""
+
+    number: int
 
 
 class Taping(TorchDispatchMode):
-    """Records the calls within its block that compute something from one image.
+    """Records the calls within its block that compute something from its inputs.
 
-    Every tensor that is not that image or a result must last as long as the tape, unchanged.
+    Every tensor that is not an input or a result must last as long as the tape, unchanged.
     """
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, *inputs: Any) -> None:
         super().__init__()
-        self.results = [ref(x)]  # not kept: their memory serves the next ones
-        self.numbers = {id(x): 0}
+        self.results: list[Any] = []  # not kept: their memory serves the next ones
+        self.numbers: dict[int, int] = {}
         self.calls: list[TapedCall] = []
-        self.sound = True  # False once another operator was called
+        self.sound = True  # False once something else than tensors was computed
+        for each in inputs:
+            self.add(each)
+
+    def add(self, value: Any) -> None:
+        if isinstance(value, Tensor):
+            self.numbers[id(value)] = len(self.results)
+        self.results.append(ref(value) if isinstance(value, Tensor) else None)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         keywords = dict(kwargs or {})
         result = func(*args, **keywords)
-        self.sound &= func.namespace == NAMESPACE and type(result) is Tensor
+        count = len(result) if isinstance(result, list | tuple) else None
+        returned = [result] if count is None else list(result)
+        self.sound &= all(type(each) is Tensor for each in returned)
         if self.sound:
             found: list[tuple[int | str, int | None, int]] = []
             arguments = [each.copy() if isinstance(each, list) else each for each in args]
@@ -93,9 +124,10 @@ class Taping(TorchDispatchMode):
                     held[place] = None
                 else:
                     held[place][inner] = None
-            self.calls.append(TapedCall(func._op, arguments, keywords, found, []))
-            self.numbers[id(result)] = len(self.results)
-            self.results.append(ref(result))
+            first = len(self.results)
+            self.calls.append(TapedCall(func._op, arguments, keywords, found, first, count, []))
+            for each in returned:
+                self.add(each)
         return result
 
     def number(self, tensor: Any) -> int:
@@ -105,16 +137,53 @@ class Taping(TorchDispatchMode):
         """True if a tensor is a result, and not another with the identity of one that is gone."""
         return id(tensor) in self.numbers and self.results[self.number(tensor)]() is tensor
 
-    def tape(self, result: Tensor) -> Tape | None:
-        """The tape whose result is `result`; None if it would not be complete."""
-        if not self.sound or not self.calls or result is not self.results[-1]():
+    def tape(self, result: Any) -> Tape | None:
+        """The tape that returns `result`, a tensor or a flat list; None if it is not complete."""
+        kind = type(result) if isinstance(result, list | tuple) else None
+        every = [result] if kind is None else list(result)
+        tensors = [each for each in every if isinstance(each, Tensor)]
+        if not (self.sound and self.calls and tensors and all(map(self.holds, tensors))):
             return None
+        if kind not in (None, list, tuple):
+            return None
+        returned = [
+            Number(self.number(each)) if isinstance(each, Tensor) else each for each in every
+        ]
         last: dict[int, int] = {}
         for i, call in enumerate(self.calls):
-            last.update((number, i) for _, _, number in call.results)
+            last |= {number: i for *_, number in call.results}
+            last |= {
+                number: i
+                for number in range(
+                    call.first, call.first + (1 if call.count is None else call.count)
+                )
+            }
+        for each in returned:
+            if type(each) is Number:
+                last.pop(each.number, None)
         for number, i in last.items():
             self.calls[i].last.append(number)
-        return Tape(self.calls)
+        return Tape(self.calls, returned, kind)
+
+
+def repeated(
+    tapes: dict[Any, Tape | None], key: Any, function: Callable[..., Any], *inputs: Any
+) -> Any:
+    """The result of `function(*inputs)`, whose calls are taped the first time and then repeated.
+
+    Args:
+        tapes: the tapes of a network as it is now; None for what cannot be taped.
+        key: everything but the values of the inputs that the calls depend on.
+    """
+    if key in tapes:
+        tape = tapes[key]
+        return function(*inputs) if tape is None else tape(*inputs)
+    if len(tapes) >= MOST:
+        tapes.clear()
+    with Taping(*inputs) as taping:
+        result = function(*inputs)
+    tapes[key] = taping.tape(result)
+    return result
 
 
 def is_observed() -> bool:
