@@ -1,5 +1,6 @@
 """What holds for every test."""
 
+import atexit
 import gc
 import signal
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # which finds next to nothing: an eighth of the time of what is compiled. Below, what has outlived a
 # file of tests is left out of all later ones, so that they are cheap.
 gc.set_threshold(10_000, 20, 10)
+# Extension modules report what is left at the end of the process, which must then be collected.
+atexit.register(gc.unfreeze)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -23,11 +26,6 @@ def collected() -> Iterator[None]:
     yield
     gc.collect()
     gc.freeze()
-
-
-def pytest_unconfigure() -> None:
-    """Extension modules tell at the end of a process what has not been collected."""
-    gc.unfreeze()
 
 
 # Compiling the wheel takes longest, and begins before all else. The conformance suite comes last:
