@@ -30,7 +30,7 @@ def quantized_conv_act(
     **__: Any,
 ) -> Tensor:
     batch, _channels, *sides = inputs[0].shape
-    size = [-(-side // step) // pool for side, step in zip(sides, stride, strict=True)]
+    size = [(side + step - 1) // step // pool for side, step in zip(sides, stride, strict=True)]
     return bytes_like(batch, weight.shape[0], *size, dtype=dtype)
 
 

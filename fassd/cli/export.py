@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 import typer
 
 from fassd.cli import options
-from fassd.cli.common import app, pick_network, set_threads, tell_weights
+from fassd.cli.common import app, pick_network, set_threads, tell_weights, terminable
 from fassd.cli.options import FULL_SIZE, Size, parse_size
 from fassd.cli.terminal import escape, say, tell_results, visible, write_json
 from fassd.io.files import check_file
@@ -235,7 +235,7 @@ def export(
     wanted = _verifies(verify, request, by_hand)
     target = output_file.with_suffix(".onnx") if by_hand else output_file
     verification = None
-    with staged(target) as unnamed:  # a file that fails gets no name
+    with terminable(), staged(target) as unnamed:  # a file that fails gets no name
         if by_hand:
             _write_for_trtexec(exporter, unnamed, output_file.name, calibrating)
         else:

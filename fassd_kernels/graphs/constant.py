@@ -80,6 +80,9 @@ def bind(module: GraphModule, arguments: Sequence[Any], image: Tensor) -> None:
             with module.graph.inserting_after(first):
                 node.replace_all_uses_with(bound(module, node, argument, first))
         module.graph.erase_node(node)
+    for node in module.graph.nodes:
+        if node.target is torch.sym_sum:
+            node.target = sum  # torch.export cannot save the other
     module.graph.lint()
     module.recompile()
 

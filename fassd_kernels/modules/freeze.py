@@ -26,8 +26,10 @@ def freeze(model: Model, inputs: Sequence[Any]) -> Model:
     >>> program = torch.export.export(frozen, (batch,))
 
     Args:
-        model: result of :func:`accelerate`, in eval mode; later changes to it have no effect.
-        inputs: inputs of a call, from which the modules learn what to pack for; of any size.
+        model: result of :func:`accelerate`, in eval mode; later changes to it have no effect. Of
+            those in int8 only a FASSD-Net is traced in bytes, and others in float.
+        inputs: inputs of a call, from which the modules learn what to pack for; of any size. A
+            program for int8 takes as many images.
 
     Returns:
         The copy; called without a tracer it acts like `model`. Its programs keep the present

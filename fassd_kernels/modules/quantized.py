@@ -21,7 +21,7 @@ class QuantizedNetwork(Capturing, FusedNetwork):
 
     Labels, certainty and resizing are those of :class:`FusedNetwork`. The network's own code runs
     in float wherever a :class:`fassd_kernels.graphs.captured.Captured` module's does, and for parts
-    of the network, such as `encode_part`.
+    of the network, such as `encode_part`. In tracers of a frozen network, its graph runs.
     """
 
     # The graph with its weights, for a compiler that traces the network: see `freeze`. In a tuple,
