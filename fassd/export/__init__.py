@@ -7,7 +7,7 @@ from fassd.export.metadata import (
     FORMATS,
     OUTPUTS,
     SUFFIX_OF,
-    Calibration,
+    CalibrationSource,
     ExportError,
     Metadata,
 )
@@ -21,7 +21,7 @@ __all__ = [
     "FORMAT_OF",
     "OUTPUTS",
     "SUFFIX_OF",
-    "Calibration",
+    "CalibrationSource",
     "ExportError",
     "ExportedNetwork",
     "Exporter",

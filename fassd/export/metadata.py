@@ -85,7 +85,7 @@ def _one_of(*words: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class CalibrationSource:
     """The pictures on which the ranges of int8 were measured.
 
     Attributes:
@@ -141,7 +141,7 @@ class Metadata:
     preprocessing: Preprocessing = OURS
     measure: Annotated[str, _one_of(*MEASURES)] | None = None
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    calibration: Calibration | None = None
+    calibration: CalibrationSource | None = None
 
     @property
     def num_classes(self) -> int:

@@ -19,7 +19,7 @@ from fassd.export.metadata import (
     MEASURES,
     MOST_LABELS,
     OUTPUTS,
-    Calibration,
+    CalibrationSource,
     ExportError,
     Metadata,
 )
@@ -251,7 +251,7 @@ class Exporter:
         if self.request.dtype == "int8":
             if not calibration:
                 raise ExportError("int8 needs pictures for calibration: give --calibration")
-            found = Calibration(len(calibration), source)
+            found = CalibrationSource(len(calibration), source)
             self.metadata = replace(self.metadata, calibration=found)
 
     def onnx(self, calibration: Pictures = (), source: str = "pictures") -> Any:
