@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fassd_kernels import fakes
 from fassd_kernels.autocast import casting
 from fassd_kernels.autograd import register_gradient
 from fassd_kernels.checks import FLOATING, check_storage
@@ -229,6 +230,10 @@ def register() -> None:
         _CUDA_LIBRARY.define(row.cuda_schema)
         _CUDA_LIBRARY.impl(name, not_on_gpu(row), "CompositeExplicitAutograd")
         complete(row, CUDA_NAMESPACE, _CUDA_LIBRARY)
+    for name in QUANTIZED if CPU_MISSING is None else ():
+        if name != "pack_quantized_weight":  # whose result depends on the CPU
+            shaped = getattr(fakes, name)
+            torch.library.register_fake(f"{NAMESPACE}::{name}", shaped, lib=_LIBRARY)
 
 
 def complete(row: Operator, namespace: str, library: torch.library.Library) -> None:

@@ -6,8 +6,11 @@ PyTorch is imported inside the commands, so that `fassd --help` answers at once.
 from __future__ import annotations
 
 import io
+import signal
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -126,6 +129,20 @@ def root(
 
 
 # ----------------------------------------------------------------------------------------- helpers
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, so that unfinished files are removed."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def set_threads(threads: int | None) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
 from fassd.cli import options
-from fassd.cli.common import app, pick_network, set_threads, tell_weights
+from fassd.cli.common import app, pick_network, set_threads, tell_weights, terminable
 from fassd.cli.options import FULL_SIZE, Size, parse_size
 from fassd.cli.terminal import escape, say, tell_results, visible, write_json
 from fassd.io.files import check_file
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from fassd.export import Exporter, Request, Verification
     from fassd.io.palette import LabelClass
 
+Calibrating: TypeAlias = "tuple[list[npt.NDArray[np.uint8]], str]"
+"""Pictures for int8, and the name of what they come from."""
+
 STREETS = 4  # number of generated pictures on which a file is verified
+TRACED_AT = (512, 1024)  # size of generated pictures for int8 of any size
 OTHER_SIZE = (400, 712)  # a size different from the one traced for any size
 
 
@@ -169,7 +173,8 @@ def export(
     Formats: [cyan]onnx[/], checked by ONNX's own checker, also in float16, or in int8 through ONNX
     Runtime's quantisation. [cyan]torch[/], a torch.export program. [cyan]aoti[/], an AOTInductor
     package, which C++ runs without Python. Unless --backend is reference, these two call the
-    operators of fassd_kernels, which the program has to load. [cyan]openvino[/], IR; int8 through
+    operators of fassd_kernels, which the program has to load; in int8 they give the labels of
+    [cyan]fassd predict --dtype int8[/]. [cyan]openvino[/], IR; int8 through
     NNCF. [cyan]tensorrt[/], an engine for this machine's GPU; without TensorRT, the ONNX file and
     the trtexec line that builds the engine.
 
@@ -223,21 +228,18 @@ def export(
         opset=opset,
         classes=infos,
     )
-    is_int8 = dtype == "int8"
     exporter = Exporter(request)
     bands = exporter.metadata.preprocessing.bands
-    calibrating = (
-        _pictures(calibration, size, options.CALIBRATION, "train", bands) if is_int8 else []
-    )
+    calibrating = _calibrating(calibration, size, bands) if dtype == "int8" else ([], "")
     by_hand = kind == "tensorrt" and not _has_tensorrt()
     wanted = _verifies(verify, request, by_hand)
     target = output_file.with_suffix(".onnx") if by_hand else output_file
     verification = None
-    with staged(target) as unnamed:  # a file that fails gets no name
+    with terminable(), staged(target) as unnamed:  # a file that fails gets no name
         if by_hand:
             _write_for_trtexec(exporter, unnamed, output_file.name, calibrating)
         else:
-            exporter.write(unnamed, calibrating)
+            exporter.write(unnamed, *calibrating)
         if wanted:
             verification = _verified(exporter, unnamed, target, pictures, tolerance)
     tell_weights(chosen.weights)
@@ -303,6 +305,19 @@ def _pictures(
     return streets if bands is None else [each[..., np.arange(bands) % 3] for each in streets]
 
 
+def _calibrating(sources: list[str] | None, size: Size | None, bands: int | None) -> Calibrating:
+    """Pictures for int8, at a size or else their own, and the name of what they come from."""
+    count = options.CALIBRATION
+    if sources:
+        names = ", ".join(Path(source).absolute().name or source for source in sources)
+        return _pictures(sources, size, count, "train", bands), names
+    say(
+        f"[yellow]calibrated on {count} generated streets:[/] your own pictures are better "
+        "(--calibration)"
+    )
+    return _pictures(None, size or TRACED_AT, count, "train", bands), "generated streets"
+
+
 def _has_tensorrt() -> bool:
     from fassd.export.runtimes import is_installed
 
@@ -338,12 +353,12 @@ def _verifies(verify: bool | None, request: Request, by_hand: bool) -> bool:
 
 
 def _write_for_trtexec(
-    exporter: Exporter, onnx: Path, engine: str, calibrating: list[npt.NDArray[np.uint8]]
+    exporter: Exporter, onnx: Path, engine: str, calibrating: Calibrating
 ) -> None:
     """Write the ONNX file, and the metadata of the future engine."""
     from fassd.export.tensorrt_file import sidecar
 
-    onnx.write_bytes(exporter.onnx(calibrating).SerializeToString())
+    onnx.write_bytes(exporter.onnx(*calibrating).SerializeToString())
     sidecar(onnx.with_name(engine)).write_text(exporter.metadata.to_json())
 
 

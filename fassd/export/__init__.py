@@ -7,6 +7,7 @@ from fassd.export.metadata import (
     FORMATS,
     OUTPUTS,
     SUFFIX_OF,
+    CalibrationSource,
     ExportError,
     Metadata,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "FORMAT_OF",
     "OUTPUTS",
     "SUFFIX_OF",
+    "CalibrationSource",
     "ExportError",
     "ExportedNetwork",
     "Exporter",

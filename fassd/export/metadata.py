@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, NamedTuple, get_args
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
@@ -33,8 +33,8 @@ class Format(NamedTuple):
 
 FORMATS = {
     "onnx": Format((".onnx",), ("float32", "float16", "int8")),
-    "torch": Format((".pt2",), ("float32", "float16", "bfloat16"), is_program=True),
-    "aoti": Format((".pt2",), ("float32", "float16", "bfloat16"), is_program=True),
+    "torch": Format((".pt2",), DTYPES, is_program=True),
+    "aoti": Format((".pt2",), DTYPES, is_program=True),
     "openvino": Format((".xml",), ("float32", "float16", "int8")),
     "tensorrt": Format((".engine", ".plan"), DTYPES),
 }
@@ -85,6 +85,19 @@ def _one_of(*words: str) -> Any:
 
 
 @dataclass(frozen=True)
+class CalibrationSource:
+    """The pictures on which the ranges of int8 were measured.
+
+    Attributes:
+        pictures: number of pictures.
+        source: name of their folder, or of whatever they come from.
+    """
+
+    pictures: Annotated[int, Field(strict=True, ge=1)]
+    source: Name
+
+
+@dataclass(frozen=True)
 class Metadata:
     """The origin of a file, and the way to use it.
 
@@ -109,6 +122,7 @@ class Metadata:
         measure: measure of the confidence, on a scale of 255, as in
             `fassd_kernels.reference.upsample_confidence`; None if there is none.
         temperature: divisor of the logits before probabilities are computed.
+        calibration: pictures for int8; None for another dtype, or if the file does not tell.
     """
 
     format: Annotated[str, _one_of(*FORMATS)]
@@ -127,6 +141,7 @@ class Metadata:
     preprocessing: Preprocessing = OURS
     measure: Annotated[str, _one_of(*MEASURES)] | None = None
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    calibration: CalibrationSource | None = None
 
     @property
     def num_classes(self) -> int:
@@ -159,6 +174,7 @@ class Metadata:
             "alpha": self.alpha,
             "weights": self.weights,
             "dtype": self.dtype,
+            "calibration": None if self.calibration is None else asdict(self.calibration),
             "input": {
                 "name": "image",
                 "layout": layout,

@@ -33,7 +33,10 @@ def traced(
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             program = torch.export.export(deployed, (example,), dynamic_shapes=free)
             graph = program.module()
-            # Copied with the tensors that it refers to; the network also has its plain weights.
+            for node in [each for each in graph.graph.nodes if each.op == "get_attr"]:
+                if not node.users:  # the network also has its plain weights
+                    graph.graph.erase_node(node)
+            # Copied with the tensors that it refers to.
             graph = fx.GraphModule(graph, graph.graph)
             return torch.export.export(graph, (example,), dynamic_shapes=free)
     except (torch._dynamo.exc.UserError, RuntimeError) as error:

@@ -14,7 +14,15 @@ import torch
 from torch import nn
 
 import fassd
-from fassd.export.metadata import FORMATS, MEASURES, MOST_LABELS, OUTPUTS, ExportError, Metadata
+from fassd.export.metadata import (
+    FORMATS,
+    MEASURES,
+    MOST_LABELS,
+    OUTPUTS,
+    CalibrationSource,
+    ExportError,
+    Metadata,
+)
 from fassd.export.network import Deployed, Pictures, groups
 from fassd.export.onnx_file import onnx_model, quantized
 from fassd.export.openvino_file import write_openvino
@@ -49,7 +57,7 @@ class Request:
         preprocess: True takes uint8 RGB (N, H, W, 3), or as many bands, and normalises inside.
         backend: one of `BACKENDS`, for "torch" and "aoti". With "cpu", or "auto" where they are
             built, the operators of `fassd_kernels` stay operators, which the program that loads the
-            file must have; "reference" only uses PyTorch's own.
+            file must have; "reference" only uses PyTorch's own, which have no int8.
         opset: version of ONNX's operators; None for the exporter's default.
         classes: names and colours, in any order if the weights' file has their names; by default
             those of the file, or Cityscapes' or numbered ones if it has none.
@@ -106,10 +114,18 @@ class Request:
                 f"backend does not apply to {self.format}, whose operators are standard ones: "
                 f"leave it out, got {self.backend!r}"
             )
+        if is_program and self.dtype == "int8" and self.backend == "reference":
+            raise ExportError(
+                f"backend must be auto or cpu for {self.format} in int8, which are operators of "
+                f"fassd_kernels alone, got {self.backend!r}"
+            )
         if self.opset is not None and self.format not in ("onnx", "tensorrt"):
             raise ExportError(f"opset only applies to ONNX, and the format is {self.format}")
-        if self.dtype == "int8" and self.size is None:
-            raise ExportError("int8 is calibrated at one size: give it as HxW, not dynamic")
+        if self.dtype == "int8" and self.size is None and not is_program:
+            raise ExportError(
+                f"int8 in {self.format} is calibrated at one size: give it as HxW, not dynamic, "
+                "or one of the formats torch and aoti"
+            )
         if self.batch < 1:
             raise ExportError(f"batch must be at least 1, got {self.batch}")
         if self.classes and len(self.classes) != self.num_classes:
@@ -121,7 +137,8 @@ class Exporter:
 
     Attributes:
         source: plain network in float32, in eval mode, to compare a file with.
-        network: network to trace, in `deployed`: the source, a copy in 16 bits, or a fused one.
+        network: network to trace, in `deployed`: the source, a copy in 16 bits, or a fused one; for
+            int8 a copy of the source, to be calibrated.
         traced_at: size (H, W) of the example.
         metadata: metadata for the file.
 
@@ -182,32 +199,74 @@ class Exporter:
 
         request, missing = self.request, fassd_kernels.ops.CPU_MISSING
         # OpenVINO narrows the weights itself, TensorRT as it likes; int8 starts in float32.
-        kept = request.dtype == "int8" or request.format in ("openvino", "tensorrt")
+        in_bytes = request.dtype == "int8"
+        kept = in_bytes or request.format in ("openvino", "tensorrt")
         dtype = torch.float32 if kept else getattr(torch, request.dtype)
         wanted = meant(request.backend)
         fused = FORMATS[request.format].is_program and wanted != "reference"
         source = reparameterize(copy.deepcopy(self.source))
+        if in_bytes and FORMATS[request.format].is_program and not (fused and missing is None):
+            others = ", ".join(name for name, each in FORMATS.items() if not each.is_program)
+            raise ExportError(
+                f"{request.format} in int8 needs the C++ operators of fassd_kernels, which are "
+                f"{'switched off' if missing is None else f'missing ({missing})'}: give another "
+                f"format ({others})"
+            )
         if fused and missing is not None and request.backend != "auto":
             raise ExportError(
                 f"the C++ operators are missing ({missing}): give --backend reference"
             )
         if not fused or missing is not None:
             return source.to(dtype), None
+        if in_bytes:
+            return source, "cpu"
         fast = fassd_kernels.accelerate(source, dtype=dtype, backend=request.backend)
         example = torch.zeros(1, self.source.in_channels, *self.traced_at, dtype=dtype)
         return fassd_kernels.freeze(fast, (example,)), "cpu"
 
-    def onnx(self, calibration: Pictures = ()) -> Any:
+    def quantize(self, calibration: Pictures) -> None:
+        """Let a program compute in bytes: put the calibrated network into `deployed`.
+
+        Raises:
+            ExportError: there are no pictures, or the network cannot compute one.
+        """
+        import fassd_kernels
+
+        own = self.metadata.preprocessing
+        inputs = (torch.from_numpy(normalize(picture, own))[None] for picture in calibration)
+        settings: Any = {"dtype": torch.int8, "backend": self.request.backend}
+        try:
+            fast = fassd_kernels.accelerate(self.network, calibration=inputs, **settings)
+        except ValueError as error:
+            raise ExportError(f"int8: {error}") from error
+        example = torch.zeros(self.request.batch, self.source.in_channels, *self.traced_at)
+        self.deployed.network = fassd_kernels.freeze(fast, (example,))
+
+    def note(self, calibration: Pictures, source: str) -> None:
+        """Let the metadata tell what int8 is calibrated on.
+
+        Raises:
+            ExportError: int8 is requested without pictures.
+        """
+        if self.request.dtype == "int8":
+            if not calibration:
+                raise ExportError("int8 needs pictures for calibration: give --calibration")
+            found = CalibrationSource(len(calibration), source)
+            self.metadata = replace(self.metadata, calibration=found)
+
+    def onnx(self, calibration: Pictures = (), source: str = "pictures") -> Any:
         """The network as an `onnx.ModelProto`.
 
         Args:
             calibration: for int8, pictures (H, W, 3) uint8 RGB, or of as many bands, of the
                 request's size.
+            source: name of the folder of these pictures, for the metadata.
 
         Raises:
             ExportError: int8 is requested without pictures, or the opset is not available.
             ImportError: a package is missing.
         """
+        self.note(calibration, source)
         request = self.request
         # TensorRT makes 16 bits from a float32 graph.
         dtype = request.dtype if request.format == "onnx" or request.dtype == "int8" else "float32"
@@ -220,8 +279,6 @@ class Exporter:
 
     def _batches(self, calibration: Pictures) -> list[npt.NDArray[Any]]:
         """Inputs of the network from pictures, enough to fill whole batches."""
-        if not calibration:
-            raise ExportError("int8 needs pictures for calibration: give --calibration")
         pictures = self.request.preprocess
         own = self.metadata.preprocessing
         return [
@@ -229,25 +286,29 @@ class Exporter:
             for group in groups(calibration, self.request.batch)
         ]
 
-    def write(self, path: Path, calibration: Pictures = ()) -> None:
+    def write(self, path: Path, calibration: Pictures = (), source: str = "pictures") -> None:
         """Write the file, or files, directly; they are neither checked nor renamed.
 
         Args:
             path: path with an ending of the format.
-            calibration: pictures for int8, as in `onnx`.
+            calibration, source: pictures for int8, as in `onnx`; for "torch" and "aoti" they may
+                have other sizes.
 
         Raises:
             ExportError, ImportError: as in `onnx`; or the program cannot be traced or compiled.
         """
+        self.note(calibration, source)
         request, data = self.request, self.metadata
         if FORMATS[request.format].is_program:
+            if request.dtype == "int8":
+                self.quantize(calibration)
             program = traced(self.deployed, data, self.traced_at)
             least = max(data.minimum_size, smallest_side(program))
             data = self.metadata = replace(data, minimum_size=least)
             write = write_program if request.format == "torch" else write_aoti
             write(program, data, path)
             return
-        model = self.onnx(calibration)
+        model = self.onnx(calibration, source)
         if request.format == "onnx":
             path.write_bytes(model.SerializeToString())
         elif request.format == "openvino":

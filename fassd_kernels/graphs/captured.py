@@ -43,12 +43,16 @@ class Capturing(nn.Module):
             # Imported late: Dynamo takes a second, and fails if no temporary folder can be written.
             from fassd_kernels.graphs.backend import compile_graph
 
-            # Its own code object: Dynamo counts the graphs of each, up to eight.
-            written = type(self).as_written
-            frame = FunctionType(written.__code__.replace(), written.__globals__, "as_written")
             backend = functools.partial(compile_graph, quantization=self.quantization)
-            self._compiled = torch.compile(frame, backend=backend)
+            self._compiled = self.compiled_by(backend)
         return self._compiled
+
+    def compiled_by(self, backend: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
+        """`as_written` compiled by a backend, with other settings of `torch.compile`."""
+        # Its own code object: Dynamo counts the graphs of each, up to eight.
+        written = type(self).as_written
+        frame = FunctionType(written.__code__.replace(), written.__globals__, "as_written")
+        return torch.compile(frame, backend=backend, **settings)
 
     def quantize(self, quantization: Quantization | None) -> None:
         """Compute with other grids from now on."""

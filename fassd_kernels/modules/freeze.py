@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fassd_kernels.modules.fused import Fused
+from fassd_kernels.modules.fused import Fused, own
+from fassd_kernels.modules.quantized import QuantizedNetwork
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -25,8 +26,10 @@ def freeze(model: Model, inputs: Sequence[Any]) -> Model:
     >>> program = torch.export.export(frozen, (batch,))
 
     Args:
-        model: result of :func:`accelerate`, in eval mode; later changes to it have no effect.
-        inputs: inputs of a call, from which the modules learn what to pack for; of any size.
+        model: result of :func:`accelerate`, in eval mode; later changes to it have no effect. Of
+            those in int8 only a FASSD-Net is traced in bytes, and others in float.
+        inputs: inputs of a call, from which the modules learn what to pack for; of any size. A
+            program for int8 takes as many images.
 
     Returns:
         The copy; called without a tracer it acts like `model`. Its programs keep the present
@@ -38,6 +41,9 @@ def freeze(model: Model, inputs: Sequence[Any]) -> Model:
     if model.training:
         raise ValueError("freeze: the model is in training mode; call model.eval() first")
     frozen = copy.deepcopy(model)
+    if isinstance(frozen, QuantizedNetwork):
+        frozen.freeze(*inputs)
+        return frozen
     with torch.no_grad():
         frozen(*inputs)
     for module in frozen.modules():
@@ -46,10 +52,3 @@ def freeze(model: Model, inputs: Sequence[Any]) -> Model:
             packed, narrow = ({k: own(v) for k, v in each.items()} for each in known[-2:])
             module._frozen = (known.dtype, packed, narrow)
     return frozen
-
-
-def own(value: Any) -> Any:
-    """Tensors as copies that no cache shares; anything else unchanged."""
-    if isinstance(value, Tensor):
-        return value.clone()  # keeps the strides
-    return [own(each) for each in value] if isinstance(value, list) else value

@@ -368,6 +368,13 @@ def kept(value: Any) -> Any:
     return [kept(x) for x in value] if isinstance(value, list) else value
 
 
+def own(value: Any) -> Any:
+    """Tensors as copies that no cache shares; anything else unchanged."""
+    if isinstance(value, Tensor):
+        return value.clone()  # keeps the strides
+    return [own(each) for each in value] if isinstance(value, list) else value
+
+
 def are_on_gpu(tensors: Sequence[Tensor]) -> bool:
     return any(type(tensor) in (Tensor, nn.Parameter) and tensor.is_cuda for tensor in tensors)
 

@@ -2,6 +2,9 @@
 
 import json
 import re
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 SIZE = "128x256"
+BYTES = ("-o", "net.pt2", "--size", SIZE, "--dtype", "int8")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -182,6 +186,8 @@ def test_without_tensorrt_the_line_for_trtexec_is_printed(succeed, tmp_path, mon
         (("-o", "net.onnx", "--opset", "9"), "opset must be 16 to 25, got 9: older ones lack"),
         (("-o", "net.xml", "--opset", "18"), "opset only applies to ONNX, and the format is"),
         (("-o", "net.onnx", "--dtype", "int8", "--size", "dynamic"), "calibrated at one size"),
+        ((*BYTES, "--calibration", "absent"), "absent: no such file or folder"),
+        ((*BYTES, "--backend", "reference"), "backend must be auto or cpu for torch in int8"),
         (("-o", "net.onnx", "--dtype", "bfloat16"), "dtype must be float32, float16, int8"),
         (("-o", "net.onnx", "--calibration", "x"), "--calibration works only with --dtype int8"),
         (("-o", "net.onnx", "-w", "random", "--dtype", "float16", "--verify"), "amplify rounding"),
@@ -202,6 +208,57 @@ def test_bad_input(run_fassd, tmp_path, monkeypatch, words, message):
     assert message in " ".join(re.sub("[│╭╮╰╯─]", " ", done.stderr).split())
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_bytes(succeed, data, tmp_path):
+    pictures = data / "leftImg8bit"
+    target, record = tmp_path / "net.pt2", tmp_path / "net.json"
+    words = ("--size", SIZE, "--dtype", "int8", "--calibration", pictures, "--json", record)
+    done = succeed("export", "fassd_net_l2", "-o", target, *words)
+    assert re.search(r"verified: 9[5-9]\.\d+% of labels equal", done.stderr)
+    about = json.loads(record.read_text())["metadata"]
+    assert about["dtype"] == "int8"
+    assert about["calibration"] == {"pictures": 2, "source": "leftImg8bit"}
+    found = {}
+    for name, words in {
+        "file": ("-m", target),
+        "network": ("-m", "fassd_net_l2", "--dtype", "int8", "--calibration", pictures),
+    }.items():
+        succeed("val", "--data", data, *words, "--json", record)
+        found[name] = json.loads(record.read_text())["miou"]
+    assert found["file"] == pytest.approx(found["network"], abs=1e-4)
+
+
+@pytest.mark.parametrize("content", [None, b"no picture"])
+def test_bad_pictures_for_calibration(refusal, tmp_path, content):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    if content is not None:
+        Image.fromarray(render_street(128, 256, seed=1)[0]).save(folder / "a.png")
+        (folder / "b.png").write_bytes(content)
+    words = ("--size", SIZE, "--dtype", "int8", "--calibration", folder)
+    done = refusal("export", "fassd_net_l2", "-o", tmp_path / "net.pt2", *words)
+    assert ("b.png" if content else f"{folder}: no pictures") in done
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("place", ["fassd_kernels.calibrate.observe", "fassd.export.write.traced"])
+def test_an_export_that_is_stopped_leaves_nothing(tmp_path, place, number):
+    module, _, name = place.rpartition(".")
+    program = (
+        f"import os, signal, sys, time, {module} as module\n"
+        f"def stop(*_): os.kill(os.getpid(), {int(number)}); time.sleep(60)\n"
+        f"module.{name} = stop\n"
+        "from fassd.cli import app; app(sys.argv[1:])"
+    )
+    Image.fromarray(render_street(128, 256, seed=1)[0]).save(tmp_path / "street.png")
+    words = ["export", "fassd_net_l2", *BYTES, "--calibration", "street.png"]
+    command = [sys.executable, "-c", program, *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 130 and done.stderr.splitlines()[-1] == "stopped", done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["street.png"]
 
 
 def test_a_file_is_no_network_to_export(refusal, net, tmp_path):

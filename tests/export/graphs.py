@@ -23,7 +23,7 @@ def graphs_made_once() -> Iterator[None]:
 
     def onnx_model(deployed: Any, data: Metadata, *settings: Any) -> Any:
         # 8 bits start in float32, and get their own metadata.
-        data = replace(data, dtype="float32") if data.dtype == "int8" else data
+        data = replace(data, dtype="float32", calibration=None) if data.dtype == "int8" else data
         key = (data.to_json(), *settings)
         if key not in MODELS:
             MODELS[key] = onnx_file.onnx_model(deployed, data, *settings)

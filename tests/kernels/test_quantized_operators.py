@@ -293,6 +293,30 @@ def test_instruction_sets(choice, tmp_path):
         compare(result, quantized.quantized_conv_act(*arguments, **named))
 
 
+def test_compilers_know_the_results():
+    """Shape, dtype and layout of the fake kernels are the kernels'."""
+
+    def check(name, *arguments, **keywords):
+        operator = getattr(OPS, name).default
+        torch.library.opcheck(operator, arguments, keywords, test_utils="test_faketensor")
+
+    for changed in (
+        {},
+        {"stride": (2, 1), "pool": 2, "size": (11, 34), "layout": planes},
+        {"stride": (3, 2), "dtype": torch.float16, "channels": (8, 5), "out": 7, "batch": 2},
+        {"residual": torch.uint8, "kernel": (1, 3), "dilation": (1, 4)},
+    ):
+        tensors, keywords = call(**changed)
+        check("quantized_conv_act", *tensors, **keywords)
+    x, weight = torch.randn(2, 5, 9, 12), torch.randn(7, 5, 3, 3)
+    level = {"scale": 0.1, "zero": 3}
+    check("quantize", x, 0.1, 3)
+    check("conv_act_quantized", [x], weight, None, None, None, **level, stride=[2, 1])
+    for aligned in (True, False):
+        check("quantized_upsample", planes(2, 5, 4, 6), [9, 11], aligned)
+    check("quantized_sum", [planes(2, 5, 9, 12), x], torch.rand(2, 5), torch.rand(5), None, **level)
+
+
 REFUSED = [
     ({"inputs": []}, "inputs is an empty list"),
     ({"inputs": [torch.zeros(1, 16, 9, 33)]}, r"inputs\[0\] has dtype torch.float32; expected"),
