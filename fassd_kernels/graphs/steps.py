@@ -205,7 +205,7 @@ class Step(Packing):
 
         If a call of another size needs such a layout, it is made again, and kept.
         """
-        measured = _repeatable.get() or key in fastest
+        measured = repeating.get() or key in fastest
         result = fastest_of(key, ways)
         tensors, layouts = self.others
         if not measured and key in fastest:
