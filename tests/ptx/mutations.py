@@ -135,7 +135,7 @@ KERNELS = [
         (CONVOLUTION, "convolution_kernel.cuh", "transform =", "now.channel", "0"),
         (CONVOLUTION, "convolution_kernel.cuh", "int sets =", "sets > 0", "false"),
         (CONVOLUTION, "convolution_kernel.cuh", "int sets =", BARRIER, ""),
-        (CONVOLUTION, "convolution_kernel.cuh", "acc.clear", "__syncthreads();  // nobody", "//"),
+        (CONVOLUTION, "convolution_kernel.cuh", "acc.clear", "__syncthreads();  // the mem", "//"),
         (
             CONVOLUTION,
             "convolution.cuh",
@@ -292,7 +292,7 @@ BOXES = [
         (CONVOLUTION, "convolution_kernel.cuh", "begin_boxes =", "+= gridDim.x", "+= 0"),
         (CONVOLUTION, "convolution_kernel.cuh", "turn > 0", "place = place_of(", "place_of("),
         (CONVOLUTION, "convolution_kernel.cuh", "acc.clear", "next(begun + ", "next("),
-        (CONVOLUTION, "convolution_kernel.cuh", "acc.clear", "__syncthreads();  // nobody", "//"),
+        (CONVOLUTION, "convolution_kernel.cuh", "acc.clear", "__syncthreads();  // the mem", "//"),
         (PAIR, "asymmetric_conv.cuh", "second_boxes =", " - first_chunks) *", ") *"),
         (PAIR, "asymmetric_conv.cuh", "begin_boxes =", "boxes.first_weight", "boxes.second_weight"),
     )

@@ -14,3 +14,13 @@ SAMPLE = OTHERS[::80] if EXECUTED else mutations.PRIMITIVES[::10]
 @pytest.mark.parametrize("mutation", SAMPLE, ids=str)
 def test_mistakes_are_noticed(mutation: mutations.Mutation) -> None:
     assert mutations.noticed(mutation) != mutations.MISSED
+
+
+def test_mistakes_can_be_made() -> None:
+    """The sources still have the text that each mistake changes."""
+    stale = []
+    for mutation in (*mutations.PRIMITIVES, *mutations.KERNELS, *mutations.BOXES):
+        text = (mutations.build.CSRC / "cuda" / mutation.file).read_text()
+        if mutation.old not in text[text.find(mutation.after) :] or mutation.after not in text:
+            stale.append(str(mutation))
+    assert not stale, "\n".join(stale)
