@@ -238,7 +238,7 @@ def test_bad_pictures_for_calibration(refusal, tmp_path, content):
         (folder / "b.png").write_bytes(content)
     words = ("--size", SIZE, "--dtype", "int8", "--calibration", folder)
     done = refusal("export", "fassd_net_l2", "-o", tmp_path / "net.pt2", *words)
-    assert ("b.png" if content else f"{folder}: no pictures") in done
+    assert ("b.png" if content else f"{folder}: this folder holds no pictures") in done
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
