@@ -116,16 +116,13 @@ class Request:
             )
         if is_program and self.dtype == "int8" and self.backend == "reference":
             raise ExportError(
-                f"backend must be auto or cpu for {self.format} in int8, which are operators of "
-                f"fassd_kernels alone, got {self.backend!r}"
+                f"backend must be auto or cpu for {self.format} in int8, for which PyTorch has no "
+                f"operators, got {self.backend!r}"
             )
         if self.opset is not None and self.format not in ("onnx", "tensorrt"):
             raise ExportError(f"opset only applies to ONNX, and the format is {self.format}")
-        if self.dtype == "int8" and self.size is None and not is_program:
-            raise ExportError(
-                f"int8 in {self.format} is calibrated at one size: give it as HxW, not dynamic, "
-                "or one of the formats torch and aoti"
-            )
+        if self.dtype == "int8" and self.size is None:
+            raise ExportError("int8 is calibrated at one size: give it as HxW, not dynamic")
         if self.batch < 1:
             raise ExportError(f"batch must be at least 1, got {self.batch}")
         if self.classes and len(self.classes) != self.num_classes:
@@ -291,8 +288,7 @@ class Exporter:
 
         Args:
             path: path with an ending of the format.
-            calibration, source: pictures for int8, as in `onnx`; for "torch" and "aoti" they may
-                have other sizes.
+            calibration, source: pictures for int8, as in `onnx`.
 
         Raises:
             ExportError, ImportError: as in `onnx`; or the program cannot be traced or compiled.

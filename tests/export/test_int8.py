@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from export.conftest import LABELS, SIZE, streets
+from export.conftest import SIZE, streets
 
 import fassd_kernels
 from fassd import Segmenter
@@ -70,17 +70,6 @@ def test_the_file_tells_what_it_is_calibrated_on(program, tmp_path):
         Metadata.from_json(wrong)
 
 
-def test_any_size_and_batches(export, pictures):
-    path, exporter = export("torch", backend="cpu", dtype="int8", size=None, batch=2, **LABELS)
-    segmenter = Segmenter(exporter.source, dtype=torch.int8, calibration=CALIBRATION)
-    network = ExportedNetwork(path)
-    for size in ((160, 160), (136, 313)):
-        pair = streets(2, size)
-        found = network.predict_labels(torch.from_numpy(np.stack(pair)))
-        for labels, picture in zip(found.numpy(), pair, strict=True):
-            assert (labels == segmenter.predict(picture)).mean() > 0.999  # but for near ties
-
-
 @pytest.mark.slow
 def test_packages(export, program, pictures):
     path, _ = export("aoti", backend="cpu", dtype="int8")
@@ -131,8 +120,8 @@ def test_refusals(monkeypatch):
     for kind in ("torch", "aoti"):
         with pytest.raises(ExportError, match=f"auto or cpu for {kind} in int8.*got 'reference'"):
             replace(request, format=kind, backend="reference")
-    with pytest.raises(ExportError, match=r"int8 in onnx is calibrated at one size.*torch and ao"):
-        replace(request, format="onnx", size=None)
+    with pytest.raises(ExportError, match="int8 is calibrated at one size"):
+        replace(request, size=None)
     monkeypatch.setattr(fassd_kernels.ops, "CPU_MISSING", "not built")
     with pytest.raises(ExportError, match=r"missing \(not built\): give another format \(onnx, "):
         Exporter(request)
