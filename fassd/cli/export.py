@@ -24,7 +24,6 @@ Calibrating: TypeAlias = "tuple[list[npt.NDArray[np.uint8]], str]"
 """Pictures for int8, and the name of what they come from."""
 
 STREETS = 4  # number of generated pictures on which a file is verified
-TRACED_AT = (512, 1024)  # size of generated pictures for int8 of any size
 OTHER_SIZE = (400, 712)  # a size different from the one traced for any size
 
 
@@ -315,7 +314,7 @@ def _calibrating(sources: list[str] | None, size: Size | None, bands: int | None
         f"[yellow]calibrated on {count} generated streets:[/] your own pictures are better "
         "(--calibration)"
     )
-    return _pictures(None, size or TRACED_AT, count, "train", bands), "generated streets"
+    return _pictures(None, size, count, "train", bands), "generated streets"
 
 
 def _has_tensorrt() -> bool:

@@ -365,7 +365,7 @@ def test_damaged_and_foreign_programs(tmp_path, name, content, message):
     [
         ({"format": "tflite"}, "format must be one of onnx, torch, aoti, openvino, tensorrt"),
         ({"dtype": "bfloat16"}, "dtype must be float32, float16, int8 for onnx, got 'bfloat16'"),
-        ({"format": "aoti", "dtype": "int8"}, "dtype must be float32, float16, bfloat16 for aoti"),
+        ({"format": "aoti", "dtype": "int8"}, "backend must be auto or cpu for aoti in int8"),
         ({"output": "labels", "num_classes": 300}, "at most 256 classes, and the network has 300"),
         ({"format": "torch", "opset": 18}, "opset only applies to ONNX, and the format is torch"),
         ({"dtype": "int8", "size": None}, "calibrated at one size: give it as HxW, not dynamic"),
@@ -386,7 +386,7 @@ def test_few_pictures_fill_a_batch_of_many():
         found = exporter._batches(streets(count))
         assert [batch.shape for batch in found] == [(4, 3, *SIZE)] * batches
     with pytest.raises(ExportError, match="int8 needs pictures for calibration"):
-        exporter._batches([])
+        exporter.onnx([])
 
 
 def test_without_operators_auto_is_plain_pytorch_and_the_source_stays(monkeypatch):
