@@ -10,9 +10,9 @@ from install.cuda_sass import Code, count
 
 HALF = r"(HalfMath<__half>|stem_kernel<__half\b)"
 HALF_PIXELS = r"HalfMath<__half>"  # a stem's are no matrices
-TENSOR_KERNELS = r"(convolution|pair|stem)_kernel<"
+TENSOR_KERNELS = r"(convolution|group|pair|stem)_kernel<"
 BFLOAT16 = rf"{TENSOR_KERNELS}.*__nv_bfloat16"
-COPYING_KERNELS = r"(convolution|pair)_kernel<"
+COPYING_KERNELS = r"(convolution|group|pair)_kernel<"
 AMPERE = 80  # and later: asynchronous copies, bfloat16 and TF32, 16 x 8 x 16 products
 ALL = 1 << 30
 DOUBLE = r"D(ADD|MUL|FMA|SETP|MMA|MNMX)|F2[IF]\S*\.F64|I2F\S*\.F64|MUFU\.R\w+64H"
@@ -123,8 +123,11 @@ def loops_of(name: str) -> list[Loop]:
     """The loops that multiply in a kernel of 16-bit values, by its template's arguments."""
     found = re.fullmatch(r"(\w+)_kernel<(?:HalfMath<\w+>|__half|__nv_bfloat16), (.+)>", name)
     family, arguments = (found[1], found[2].split(", ")) if found else ("", [])
-    if family == "convolution":
-        return [Loop(int(arguments[1]), int(arguments[2]), arguments[3] == "true")]
+    if family in ("convolution", "group"):
+        m_tiles, n_tiles, slides = int(arguments[1]), int(arguments[2]), arguments[3] == "true"
+        # Of a group, not all slide.
+        ways = (True, False) if slides and family == "group" else (slides,)
+        return [Loop(m_tiles, n_tiles, sliding) for sliding in ways]
     if family == "pair":
         return [Loop(1, int(arguments[1]))]
     return []  # a stem's products are written out

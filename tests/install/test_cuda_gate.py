@@ -213,6 +213,9 @@ def test_an_instruction_that_is_not_meant_is_told(disassembly: str, message: str
 def test_loops_of_a_name() -> None:
     assert loops_of(NAME) == [Loop(2, 2, sliding=True)]
     assert loops_of("pair_kernel<HalfMath<__nv_bfloat16>, 8, 16>") == [Loop(1, 16)]
+    assert loops_of("group_kernel<HalfMath<__half>, 8, 2, 7, false, 2>") == [Loop(2, 7)]
+    both = loops_of("group_kernel<HalfMath<__half>, 8, 2, 4, true, 1>")
+    assert both == [Loop(2, 4, sliding=True), Loop(2, 4)]
     assert loops_of("stem_kernel<__half, true, 4>") == []
     assert loops_of("convolution_kernel<FloatMath, 8, 1, 4, false>") == []
     assert loops_of("upsample_kernel<__half>") == []
