@@ -106,14 +106,14 @@ __device__ __forceinline__ void multiply(HalfMath<T>, unsigned char* shared,
   const ptx::SharedAddress base = ptx::shared_address(shared);
   ptx::SharedAddress weights =
       base + b + set * 16 * row_bytes + lane % 16 * row_bytes + lane / 16 * 16;
-  a += set * 32;
+  const ptx::SharedAddress end = base + a + chunk * 2;
 #pragma unroll 1
-  for (int k = set * 16; k < chunk;
-       k += splits * 16, a += splits * 32, weights += splits * 16 * row_bytes) {
+  for (ptx::SharedAddress at = base + a + set * 32; at < end;
+       at += splits * 32, weights += splits * 16 * row_bytes) {
     uint32_t pixels[m_tiles][4];
 #pragma unroll
     for (int i = 0; i < m_tiles; i++) {
-      ptx::load_matrices(pixels[i], base + rows.offset[i][0] + a);
+      ptx::load_matrices(pixels[i], at + rows.offset[i][0]);
     }
 #pragma unroll
     for (int j = 0; j < n_tiles; j += 2) {
