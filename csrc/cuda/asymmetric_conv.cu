@@ -14,7 +14,7 @@ ConvolutionCall first_of(const PairCall& call, const Target& out) {
 }
 
 ConvolutionCall second_of(const PairCall& call, const Source& middle) {
-  ConvolutionCall second = call_on(middle, call.second, call.batch, nullptr,
+  ConvolutionCall second = call_on(middle, *call.second, call.batch, nullptr,
                                    call.epilogue.activation, call.epilogue.out, 1, call.dilation);
   second.epilogue = call.epilogue;
   return second;
@@ -27,9 +27,11 @@ PairShape shape_of(const Context& context, const PairCall& call) {
   shape.width = call.input.width;
   shape.in_channels = call.first.weight.in_channels;
   shape.middle_channels = call.first.weight.out_channels;
-  shape.out_channels = call.second.weight.out_channels;
+  shape.out_channels =
+      call.second ? call.second->weight.out_channels : call.first.weight.out_channels;
   shape.dilation = call.dilation;
-  shape.ending = ending_of(call.epilogue);
+  shape.single = !call.second;
+  shape.ending = call.second ? ending_of(call.epilogue) : Ending::plain;
   shape.arithmetic = context.arithmetic;
   return shape;
 }
@@ -39,19 +41,24 @@ Pair pair_of(const Context& context, const PairCall& call, const PairPlan& plan)
   pair.source = call.input;
   pair.first_weight = call.first.weight;
   pair.first = placed(context, plan.first, pair.first_weight, plan.rows, plan.columns, plan.chunk);
-  pair.second_weight = call.second.weight;
-  pair.second =
-      placed(context, plan.second, pair.second_weight, plan.rows, plan.columns, plan.chunk);
+  if (call.second) {
+    pair.second_weight = call.second->weight;
+    pair.second =
+        placed(context, plan.second, pair.second_weight, plan.rows, plan.columns, plan.chunk);
+  }
   pair.rows = plan.rows;
   pair.columns = plan.columns;
   pair.tile = plan.tile;
   pair.whole_rows = plan.whole_rows;
   pair.chunk = plan.chunk;
   pair.first_chunks = static_cast<int>(divide_up(call.input.channels, plan.chunk));
-  pair.chunks =
-      pair.first_chunks + static_cast<int>(divide_up(pair.second_weight.in_channels, plan.chunk));
+  pair.chunks = pair.first_chunks;
+  if (call.second) {
+    pair.chunks += static_cast<int>(divide_up(pair.second_weight.in_channels, plan.chunk));
+  }
   pair.stage_count = plan.stages;
   pair.layout = plan.layout;
+  pair.blocks = plan.cost.blocks;
   pair.bias = call.bias;
   pair.slope = call.slope;
   pair.epilogue = call.epilogue;
@@ -59,35 +66,48 @@ Pair pair_of(const Context& context, const PairCall& call, const PairPlan& plan)
   return pair;
 }
 
-}  // namespace
-
-void run_pair(const Context& context, const Tensor& like, const PairCall& call) {
-  const PairPlan plan = remembered<plan_asymmetric>(shape_of(context, call), context.queue.limits);
-  if (!plan.together) {
-    const Tensor middle = empty_image(
-        like, {call.batch, call.first.weight.out_channels, call.input.height, call.input.width});
-    std::vector<ConvolutionCall> first;
-    if (call.addend) {
-      first.push_back(*call.addend);
-    }
-    first.push_back(first_of(call, target_of(middle)));
-    run_group(context, first);
-    run(context, second_of(call, source_of(context.op, middle)));
+void run_one_by_one(const Context& context, const Tensor& like, const PairCall& call) {
+  if (!call.second) {
+    run(context, first_of(call, call.epilogue.out));
     return;
   }
-  if (call.addend) {
-    run(context, *call.addend);
+  const Tensor middle = empty_image(
+      like, {call.batch, call.first.weight.out_channels, call.input.height, call.input.width});
+  run(context, first_of(call, target_of(middle)));
+  run(context, second_of(call, source_of(context.op, middle)));
+}
+
+}  // namespace
+
+void run_pairs(const Context& context, const Tensor& like, const std::vector<PairCall>& calls) {
+  std::vector<PairShape> shapes;
+  for (const PairCall& call : calls) {
+    shapes.push_back(shape_of(context, call));
   }
-  Pair pair = pair_of(context, call, plan);
+  const PairsPlan plan = remembered<plan_pairs>(shapes, context.queue.limits);
+  if (!plan.together) {
+    for (const PairCall& call : calls) {
+      run_one_by_one(context, like, call);
+    }
+    return;
+  }
+  Pairs pairs;
   PairBoxes boxes;
-  if (plan.boxes > 0 && takes_boxes(context, call.input, call.batch)) {
-    pair.boxes = plan.boxes;
-    describe_box(context, call.input, call.batch, plan, plan.rows, plan.columns, boxes.source);
-    describe_box(context, call.first, plan.first, plan, boxes.first_weight);
-    describe_box(context, call.second, plan.second, plan, boxes.second_weight);
+  for (size_t i = 0; i < calls.size(); i++) {
+    const PairCall& call = calls[i];
+    const PairPlan& pair = plan.pairs[i];
+    pairs.pair[i] = pair_of(context, call, pair);
+    if (pair.boxes > 0 && takes_boxes(context, call.input, call.batch)) {
+      pairs.pair[i].boxes = pair.boxes;
+      describe_box(context, call.input, call.batch, pair, pair.rows, pair.columns, boxes.source[i]);
+      describe_box(context, call.first, pair.first, pair, boxes.first_weight[i]);
+      if (call.second) {
+        describe_box(context, *call.second, pair.second, pair, boxes.second_weight[i]);
+      }
+    }
   }
   with_type(context.op, context.dtype,
-            [&](auto type) { launch_pair<decltype(type)>(context, plan, pair, boxes); });
+            [&](auto type) { launch_pairs<decltype(type)>(context, plan.pairs, pairs, boxes); });
 }
 
 Tensor asymmetric_conv(const Tensor& input, const Tensor& vertical_weight,
@@ -117,7 +137,7 @@ Tensor asymmetric_conv(const Tensor& input, const Tensor& vertical_weight,
   call.epilogue.slope = vectors[3];
   call.epilogue.activation = checked.activation;
   call.epilogue.out = target_of(out);
-  run_pair(context, input, call);
+  run_pairs(context, input, {call});
   return out;
 }
 

@@ -14,6 +14,7 @@
 
 namespace fassd::cuda {
 
+// Without a second convolution (no taps), the middle is the result.
 struct Pair {
   Source source;
   Weight first_weight, second_weight;
@@ -26,36 +27,41 @@ struct Pair {
   int stage_count = 2;
   int boxes = 0;  // of a chunk's pixels; 0 if threads copy them
   SharedLayout layout;
+  int64_t blocks = 0;           // other pairs of the launch may have more
   const void* bias = nullptr;   // of the first convolution
   const void* slope = nullptr;  // of its activation, which is the epilogue's
   Epilogue epilogue;            // of the second
 };
 
-// Like Boxes.
-struct PairBoxes {
-  CUtensorMap source, first_weight, second_weight;
+struct Pairs {
+  Pair pair[most_pairs];
 };
 
-// The host's description of a pair.
+// Like Boxes, for each pair.
+struct PairBoxes {
+  CUtensorMap source[most_pairs], first_weight[most_pairs], second_weight[most_pairs];
+};
+
+// The host's description of a pair; `second` has no value if there is only the first convolution.
 struct PairCall {
   Source input;
-  Filter first, second;
+  Filter first;
+  std::optional<Filter> second;
   int64_t batch = 1;
   int dilation = 1;
   const void* bias = nullptr;
   const void* slope = nullptr;
   Epilogue epilogue;
-  std::optional<ConvolutionCall> addend;  // the convolution of the input that makes it
 };
 
-// Runs a pair: in one kernel if that pays, or else one convolution at a time, the addend's beside
-// the first. Scratch is allocated on the device of `like`.
-void run_pair(const Context& context, const Tensor& like, const PairCall& call);
+// Launches pairs on inputs of the same size: in one kernel if that pays, or else one convolution at
+// a time. Scratch is allocated on the device of `like`.
+void run_pairs(const Context& context, const Tensor& like, const std::vector<PairCall>& calls);
 
-// Like launch_convolution.
+// Like launch_convolution; the plans have the same variant.
 template <typename T>
-void launch_pair(const Context& context, const PairPlan& plan, const Pair& pair,
-                 const PairBoxes& boxes);
+void launch_pairs(const Context& context, const std::vector<PairPlan>& plans, const Pairs& pairs,
+                  const PairBoxes& boxes);
 
 // --- the kernel ----------------------------------------------------------------------------------
 
@@ -68,15 +74,19 @@ constexpr int least_pair_blocks(int warps, int n_tiles) {
 
 template <typename Math, int warps, int n_tiles>
 __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_tiles))
-    pair_kernel(const __grid_constant__ Pair pair, const __grid_constant__ PairBoxes boxes) {
+    pair_kernel(const __grid_constant__ Pairs pairs, const __grid_constant__ PairBoxes boxes) {
   using T = typename Math::T;
   constexpr int threads = warps * 32, n = n_tiles * 8;
   constexpr int middle_pitch = n * int(sizeof(T)) + slot_padding;
+  const Pair& pair = pairs.pair[blockIdx.y];
   const Tile& tile = pair.tile;
   const SharedLayout& layout = pair.layout;
   unsigned char* shared = ptx::dynamic_shared();
   int* pixels = reinterpret_cast<int*>(shared + positions_at);
 
+  if (blockIdx.x >= pair.blocks) {
+    return;
+  }
   const int tile_width = 1 << tile.width_log2, middle_width = pair.columns.slots;
   const Place place = place_of(blockIdx.x, tile);
   const int picture = place.picture;
@@ -91,7 +101,7 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
   const int first_chunks = pair.first_chunks, chunks = pair.chunks;
   const auto second_boxes = [&](int chunk, int to, ptx::SharedAddress barrier) {
     ptx::expect_bytes(barrier, pair.second.count * tap_bytes);
-    ptx::copy_box(base + to + layout.weights, boxes.second_weight, barrier, 0,
+    ptx::copy_box(base + to + layout.weights, boxes.second_weight[blockIdx.y], barrier, 0,
                   (chunk - first_chunks) * pair.chunk, pair.second.index[0]);
   };
   const auto begin_boxes = [&](int chunk, int to, ptx::SharedAddress barrier) {
@@ -101,9 +111,9 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
     }
     const int first = chunk * pair.chunk;
     ptx::expect_bytes(barrier, slots * pitch + pair.first.count * tap_bytes);
-    copy_boxes(base + to, boxes.source, barrier, pair.rows, pair.columns, picture, y, x, first,
-               pair.boxes, pair.columns.slots * pitch);
-    ptx::copy_box(base + to + layout.weights, boxes.first_weight, barrier, 0, first,
+    copy_boxes(base + to, boxes.source[blockIdx.y], barrier, pair.rows, pair.columns, picture, y, x,
+               first, pair.boxes, pair.columns.slots * pitch);
+    ptx::copy_box(base + to + layout.weights, boxes.first_weight[blockIdx.y], barrier, 0, first,
                   pair.first.index[0]);
   };
   Share<T, threads> share;
@@ -224,6 +234,24 @@ __global__ void __launch_bounds__(warps * 32, least_pair_blocks<Math>(warps, n_t
     }
   }
   __syncthreads();
+
+  if (pair.second.count == 0) {
+    ptx::let_next_kernel_start();
+    const Target& out = pair.epilogue.out;
+    const int channel = threadIdx.x % n_tiles * lanes;
+    for (int pixel = threadIdx.x / n_tiles; pixel < middle_pixels; pixel += threads / n_tiles) {
+      const int row = pixel / middle_width;
+      const int at_y = y + row, at_x = x + pixel - row * middle_width;
+      if (at_y < pair.rows.size && at_x < pair.columns.size) {
+        float values[lanes];
+        load_eight<T>(shared + layout.middle + pixel * middle_pitch + channel * int(sizeof(T)),
+                      values);
+        store_lanes<T>(out, picture * out.stride_n + at_y * out.stride_h + at_x * out.stride_w,
+                       channel, values);
+      }
+    }
+    return;
+  }
 
   Accumulators<Math, 1, n_tiles> acc;
   acc.clear();

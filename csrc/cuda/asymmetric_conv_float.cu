@@ -1,4 +1,4 @@
 #include "asymmetric_conv_launch.cuh"
 
-template void fassd::cuda::launch_pair<float>(const Context&, const PairPlan&, const Pair&,
-                                              const PairBoxes&);
+template void fassd::cuda::launch_pairs<float>(const Context&, const std::vector<PairPlan>&,
+                                               const Pairs&, const PairBoxes&);

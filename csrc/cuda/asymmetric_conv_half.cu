@@ -1,6 +1,6 @@
 #include "asymmetric_conv_launch.cuh"
 
-template void fassd::cuda::launch_pair<__half>(const Context&, const PairPlan&, const Pair&,
-                                               const PairBoxes&);
-template void fassd::cuda::launch_pair<__nv_bfloat16>(const Context&, const PairPlan&, const Pair&,
-                                                      const PairBoxes&);
+template void fassd::cuda::launch_pairs<__half>(const Context&, const std::vector<PairPlan>&,
+                                                const Pairs&, const PairBoxes&);
+template void fassd::cuda::launch_pairs<__nv_bfloat16>(const Context&, const std::vector<PairPlan>&,
+                                                       const Pairs&, const PairBoxes&);

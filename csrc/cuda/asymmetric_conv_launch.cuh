@@ -1,7 +1,8 @@
-// Selects the kernel that a plan of a pair names.
+// Selects the kernel that a plan of pairs names.
 
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include "asymmetric_conv.cuh"
@@ -18,16 +19,22 @@ struct FloatPairs {
 };
 
 template <typename T>
-void launch_pair(const Context& context, const PairPlan& plan, const Pair& pair,
-                 const PairBoxes& boxes) {
-  const dim3 grid = grid_of(context.op, "tiles", plan.cost.blocks);
+void launch_pairs(const Context& context, const std::vector<PairPlan>& plans, const Pairs& pairs,
+                  const PairBoxes& boxes) {
+  int64_t blocks = 0;
+  int shared_bytes = 0, resident = 1;
+  for (const PairPlan& plan : plans) {
+    blocks = std::max(blocks, plan.cost.blocks);
+    shared_bytes = std::max(shared_bytes, plan.layout.total);
+    resident = std::max(resident, plan.cost.resident);
+  }
+  const dim3 grid = grid_of(context.op, "tiles", blocks, int64_t(plans.size()));
   with_math<T>(context, [&](auto math) {
     using List = std::conditional_t<sizeof(T) == 2, HalfPairs, FloatPairs>;
-    with_entry<List>(context.op, plan.variant, [&](auto index) {
+    with_entry<List>(context.op, plans[0].variant, [&](auto index) {
       constexpr Variant variant = List::list[decltype(index)::value];
       context.queue.launch(&pair_kernel<decltype(math), variant.warps, variant.n_tiles>, grid,
-                           dim3(variant.warps * 32), {plan.layout.total, plan.cost.resident}, pair,
-                           boxes);
+                           dim3(variant.warps * 32), {shared_bytes, resident}, pairs, boxes);
     });
   });
 }

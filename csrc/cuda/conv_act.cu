@@ -206,42 +206,6 @@ Finish finish_of(const Epilogue& epilogue) {
   return relu ? Finish::relu : prelu ? Finish::prelu : Finish::none;
 }
 
-// What a kernel needs of a call, in this division into blocks; its boxes are described as well.
-Convolution described(const Context& context, const ConvolutionCall& call,
-                      const ConvolutionShape& shape, const ConvolutionPlan& plan, Boxes& boxes) {
-  Convolution convolution;
-  std::copy(call.inputs.begin(), call.inputs.end(), convolution.sources);
-  convolution.source_count = static_cast<int>(call.inputs.size());
-  convolution.prologue = call.prologue;
-  convolution.weight = call.filter.weight;
-  convolution.taps =
-      placed(context, plan.taps, convolution.weight, plan.rows, plan.columns, plan.chunk);
-  convolution.rows = plan.rows;
-  convolution.columns = plan.columns;
-  convolution.out_height = shape.out_height;
-  convolution.out_width = shape.out_width;
-  convolution.tile = plan.tile;
-  convolution.blocks = static_cast<unsigned>(plan.cost.blocks);
-  convolution.chunk = plan.chunk;
-  convolution.chunks = chunks_of(convolution.sources, convolution.source_count, convolution.chunk);
-  convolution.stage_count = plan.stages;
-  convolution.slides = plan.variant.sliding;
-  convolution.layout = plan.layout;
-  convolution.epilogue = call.epilogue;
-  convolution.epilogue.finish = finish_of(call.epilogue);
-  const auto takes = [&](const Source& source) { return takes_boxes(context, source, call.batch); };
-  if (plan.boxes > 0 && std::all_of(call.inputs.begin(), call.inputs.end(), takes)) {
-    convolution.boxes = plan.boxes;
-    convolution.tiles = plan.tiles;
-    for (size_t i = 0; i < call.inputs.size(); i++) {
-      describe_box(context, call.inputs[i], call.batch, plan, plan.rows, plan.columns,
-                   boxes.sources[i]);
-    }
-    describe_box(context, call.filter, plan.taps, plan, boxes.weight);
-  }
-  return convolution;
-}
-
 void run(const Context& context, const ConvolutionCall& call) {
   ConvolutionCall kept = call;
   kept.inputs.clear();
@@ -261,36 +225,39 @@ void run(const Context& context, const ConvolutionCall& call) {
     return run_stem(context, kept, nullptr);
   }
   const ConvolutionPlan plan = remembered<plan_convolution>(shape, context.queue.limits);
+  Convolution convolution;
+  std::copy(kept.inputs.begin(), kept.inputs.end(), convolution.sources);
+  convolution.source_count = static_cast<int>(kept.inputs.size());
+  convolution.prologue = call.prologue;
+  convolution.weight = call.filter.weight;
+  convolution.taps =
+      placed(context, plan.taps, convolution.weight, plan.rows, plan.columns, plan.chunk);
+  convolution.rows = plan.rows;
+  convolution.columns = plan.columns;
+  convolution.out_height = shape.out_height;
+  convolution.out_width = shape.out_width;
+  convolution.tile = plan.tile;
+  convolution.blocks = static_cast<unsigned>(plan.cost.blocks);
+  convolution.chunk = plan.chunk;
+  convolution.chunks = chunks_of(convolution.sources, convolution.source_count, convolution.chunk);
+  convolution.stage_count = plan.stages;
+  convolution.layout = plan.layout;
+  convolution.epilogue = call.epilogue;
+  convolution.epilogue.finish = finish_of(call.epilogue);
   Boxes boxes;
-  const Convolution convolution = described(context, kept, shape, plan, boxes);
+  const auto takes = [&](const Source& source) { return takes_boxes(context, source, call.batch); };
+  if (plan.boxes > 0 && std::all_of(kept.inputs.begin(), kept.inputs.end(), takes)) {
+    convolution.boxes = plan.boxes;
+    convolution.tiles = plan.tiles;
+    for (size_t i = 0; i < kept.inputs.size(); i++) {
+      describe_box(context, kept.inputs[i], call.batch, plan, plan.rows, plan.columns,
+                   boxes.sources[i]);
+    }
+    describe_box(context, call.filter, plan.taps, plan, boxes.weight);
+  }
   with_type(context.op, context.dtype, [&](auto type) {
     launch_convolution<decltype(type)>(context, plan, convolution, boxes);
   });
-}
-
-void run_group(const Context& context, const std::vector<ConvolutionCall>& calls) {
-  std::vector<ConvolutionShape> shapes;
-  for (const ConvolutionCall& call : calls) {
-    shapes.push_back(shape_of(context, call));
-  }
-  const GroupPlan plan =
-      calls.size() > 1 ? remembered<plan_group>(shapes, context.queue.limits) : GroupPlan();
-  if (!plan.together) {
-    for (const ConvolutionCall& call : calls) {
-      run(context, call);
-    }
-    return;
-  }
-  Group group;
-  GroupBoxes boxes;
-  for (size_t i = 0; i < calls.size(); i++) {
-    group.convolutions[i] = described(context, calls[i], shapes[i], plan.plans[i], boxes.of[i]);
-  }
-  if (context.dtype == ScalarType::Half) {
-    launch_group<__half>(context, plan, group, boxes);
-  } else {
-    launch_group<__nv_bfloat16>(context, plan, group, boxes);
-  }
 }
 
 Tensor conv_act(const Tensors& inputs, const Tensor& weight, const OptionalTensor& bias,

@@ -62,10 +62,6 @@ Taps placed(const Context& context, Taps taps, const Weight& weight, const Axis&
 
 void run(const Context& context, const ConvolutionCall& call);
 
-// Runs convolutions on inputs of one size that do not wait for each other: in one launch if that
-// pays, or else one after the other.
-void run_group(const Context& context, const std::vector<ConvolutionCall>& calls);
-
 // Writes the activated values of `source`, or their means over pool x pool pixels, to `target`,
 // which may be the same; for the activations that no epilogue has (activation.cu).
 void activate(const Context& context, Activation activation, const Source& source,
@@ -107,19 +103,6 @@ ConvolutionCall call_on(const Source& input, const Filter& filter, const Checked
 template <typename T>
 void launch_convolution(const Context& context, const ConvolutionPlan& plan,
                         const Convolution& convolution, const Boxes& boxes);
-
-// The convolutions of one launch, and their boxes.
-struct Group {
-  Convolution convolutions[most_grouped];
-};
-struct GroupBoxes {
-  Boxes of[most_grouped];
-};
-
-// Launches the kernel of a group, of 16-bit values. The grid has a row for each convolution.
-template <typename T>
-void launch_group(const Context& context, const GroupPlan& plan, const Group& group,
-                  const GroupBoxes& boxes);
 
 // Calls `function` with the arithmetic of a call on values of T.
 template <typename T, typename Function>

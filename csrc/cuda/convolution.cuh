@@ -85,7 +85,6 @@ struct Convolution {
   int boxes = 0;        // of a chunk's pixels; 0 if threads copy them
   unsigned blocks = 1;  // tiles of the launch
   int tiles = 1;        // of a block, or one less
-  bool slides = false;  // in a group
   SharedLayout layout;
   Epilogue epilogue;
 };

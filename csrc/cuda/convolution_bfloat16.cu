@@ -2,5 +2,3 @@
 
 template void fassd::cuda::launch_convolution<__nv_bfloat16>(const Context&, const ConvolutionPlan&,
                                                              const Convolution&, const Boxes&);
-template void fassd::cuda::launch_group<__nv_bfloat16>(const Context&, const GroupPlan&,
-                                                       const Group&, const GroupBoxes&);

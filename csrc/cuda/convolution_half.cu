@@ -2,5 +2,3 @@
 
 template void fassd::cuda::launch_convolution<__half>(const Context&, const ConvolutionPlan&,
                                                       const Convolution&, const Boxes&);
-template void fassd::cuda::launch_group<__half>(const Context&, const GroupPlan&, const Group&,
-                                                const GroupBoxes&);

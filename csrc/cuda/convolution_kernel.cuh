@@ -1,8 +1,8 @@
-// The kernels of one convolution, and of several in one launch; conv_act.cu drives them.
+// The kernel of one convolution; conv_act.cu drives it.
 
 #pragma once
 
-#include "conv_act.cuh"
+#include "convolution.cuh"
 
 namespace fassd::cuda {
 
@@ -28,10 +28,10 @@ constexpr int least_blocks(int warps, int accumulators) {
   return (accumulators > 64 ? 12 : 16) / warps;
 }
 
-// Computes the tiles of a block. In a group (`mixed`), a kernel whose warps slide also computes
-// convolutions that do not.
-template <typename Math, int warps, int m_tiles, int n_tiles, bool sliding, int splits, bool mixed>
-__device__ __forceinline__ void compute_tiles(const Convolution& conv, const Boxes& boxes) {
+template <typename Math, int warps, int m_tiles, int n_tiles, bool sliding, int splits>
+__global__ void __launch_bounds__(warps * 32, least_blocks(warps, 4 * m_tiles * n_tiles))
+    convolution_kernel(const __grid_constant__ Convolution conv,
+                       const __grid_constant__ Boxes boxes) {
   using T = typename Math::T;
   constexpr int threads = warps * 32, n = n_tiles * 8;
   unsigned char* shared = ptx::dynamic_shared();
@@ -84,8 +84,7 @@ __device__ __forceinline__ void compute_tiles(const Convolution& conv, const Box
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % (warps / splits);
   const int set = splits > 1 ? threadIdx.x / (32 * warps / splits) : 0;
   int first_pixel = warp * m_tiles * 16, pixel_step = 16;
-  const bool slides = sliding && (!mixed || conv.slides);
-  if (slides) {
+  if constexpr (sliding) {
     const int across = 1 << (tile.width_log2 - 4), down = warp / across;
     first_pixel = (down * m_tiles << tile.width_log2) + (warp - down * across) * 16;
     pixel_step = 1 << tile.width_log2;
@@ -128,7 +127,7 @@ __device__ __forceinline__ void compute_tiles(const Convolution& conv, const Box
       x = place.across << tile.width_log2;
       y = place.down * tile.height;
     }
-    const unsigned live = slides || (conv.rows.dilation == 1 && conv.columns.dilation == 1)
+    const unsigned live = sliding || (conv.rows.dilation == 1 && conv.columns.dilation == 1)
                               ? ~0u
                               : live_taps(conv.taps, conv.rows, conv.columns, y, x, tile.height,
                                           1 << tile.width_log2);
@@ -147,17 +146,12 @@ __device__ __forceinline__ void compute_tiles(const Convolution& conv, const Box
       const int rest = round_up_to<Math::step>(now.left);
       const int depth = rest < conv.chunk ? rest : conv.chunk;
       if constexpr (sliding) {
-        if (slides) {
-          multiply_sliding<T, m_tiles, n_tiles, splits>(
-              shared, at + rows.offset[0][0], conv.columns.slots * pitch, pitch,
-              at + layout.weights, tap_bytes, depth, acc, set);
-        }
-      }
-      if constexpr (!sliding || mixed) {
-        if (!slides) {
-          multiply_taps<splits>(shared, rows, at, at + layout.weights, conv.taps, live, tap_bytes,
-                                depth, acc, set);
-        }
+        multiply_sliding<T, m_tiles, n_tiles, splits>(
+            shared, at + rows.offset[0][0], conv.columns.slots * pitch, pitch, at + layout.weights,
+            tap_bytes, depth, acc, set);
+      } else {
+        multiply_taps<splits>(shared, rows, at, at + layout.weights, conv.taps, live, tap_bytes,
+                              depth, acc, set);
       }
     }
     __syncthreads();  // the memory where sums are staged is no longer read
@@ -165,36 +159,17 @@ __device__ __forceinline__ void compute_tiles(const Convolution& conv, const Box
       ptx::let_next_kernel_start();
     }
     float* staging = reinterpret_cast<float*>(shared + layout.staging);
-    constexpr int pixels_of_set = warps / splits * m_tiles * 16;
-    stage_sums<Math, m_tiles, n_tiles>(staging, acc, first_pixel + set * pixels_of_set, pixel_step);
-    __syncthreads();
-    if constexpr (splits > 1) {
-      add_sets<n_tiles, pixels_of_set, splits, threads>(staging);
+#pragma unroll
+    for (int sets = 0; sets < splits; sets++) {
+      if (sets == set) {
+        stage_sums<Math, m_tiles, n_tiles>(staging, acc, first_pixel, pixel_step, sets > 0);
+      }
       __syncthreads();
     }
     write_tile<T, n_tiles, threads>(staging, reinterpret_cast<Edge*>(shared + positions_at),
                                     conv.epilogue,
                                     {tile.width_log2, tile.height, place.picture, y, x, column,
                                      conv.weight.out_channels, conv.out_height, conv.out_width});
-  }
-}
-
-template <typename Math, int warps, int m_tiles, int n_tiles, bool sliding, int splits>
-__global__ void __launch_bounds__(warps * 32, least_blocks(warps, 4 * m_tiles * n_tiles))
-    convolution_kernel(const __grid_constant__ Convolution conv,
-                       const __grid_constant__ Boxes boxes) {
-  compute_tiles<Math, warps, m_tiles, n_tiles, sliding, splits, false>(conv, boxes);
-}
-
-// The blocks of a row of the grid compute one of the convolutions. Both ways of multiplying take
-// more registers than one: those of sliding's weights count as accumulators do.
-template <typename Math, int warps, int m_tiles, int n_tiles, bool sliding, int splits>
-__global__ void __launch_bounds__(warps * 32,
-                                  least_blocks(warps, (4 * m_tiles + (sliding ? 6 : 0)) * n_tiles))
-    group_kernel(const __grid_constant__ Group group, const __grid_constant__ GroupBoxes boxes) {
-  const Convolution& conv = group.convolutions[blockIdx.y];
-  if (blockIdx.x < conv.blocks) {
-    compute_tiles<Math, warps, m_tiles, n_tiles, sliding, splits, true>(conv, boxes.of[blockIdx.y]);
   }
 }
 

@@ -2,7 +2,6 @@
 
 #pragma once
 
-#include <algorithm>
 #include <type_traits>
 
 #include "conv_act.cuh"
@@ -14,9 +13,6 @@ namespace fassd::cuda {
 // The tables as types: references to them as template arguments crash nvcc 13.0.
 struct HalfVariants {
   static constexpr const auto& list = half_variants;
-};
-struct HalfGroups {
-  static constexpr const auto& list = half_groups;
 };
 struct FloatVariants {
   static constexpr const auto& list = float_variants;
@@ -36,25 +32,6 @@ void launch_convolution(const Context& context, const ConvolutionPlan& plan,
                            grid, dim3(one.warps * 32), {plan.layout.total, plan.cost.resident},
                            convolution, boxes);
     });
-  });
-}
-
-template <typename T>
-void launch_group(const Context& context, const GroupPlan& plan, const Group& group,
-                  const GroupBoxes& boxes) {
-  int64_t blocks = 0;
-  int shared_bytes = 0, resident = 1;
-  for (const ConvolutionPlan& one : plan.plans) {
-    blocks = std::max(blocks, one.cost.blocks);
-    shared_bytes = std::max(shared_bytes, one.layout.total);
-    resident = std::max(resident, one.cost.resident);
-  }
-  const dim3 grid = grid_of(context.op, "tiles", blocks, int64_t(plan.plans.size()));
-  with_entry<HalfGroups>(context.op, plan.variant, [&](auto index) {
-    constexpr Variant one = HalfGroups::list[decltype(index)::value];
-    context.queue.launch(
-        &group_kernel<HalfMath<T>, one.warps, one.m_tiles, one.n_tiles, one.sliding, one.splits>,
-        grid, dim3(one.warps * 32), {shared_bytes, resident}, group, boxes);
   });
 }
 

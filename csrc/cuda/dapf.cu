@@ -1,8 +1,7 @@
-// dapf in three launches: the first convolutions of all branches, the second ones, side by side in
-// one image, and the 1x1 that projects them. It reads them as a virtual concatenation, in which
-// each starts at a whole vector.
+// dapf in two launches: all branches side by side in one image, and the 1x1 that projects them. It
+// reads them as a virtual concatenation, in which each starts at a whole vector.
 
-#include "conv_act.cuh"
+#include "asymmetric_conv.cuh"
 
 namespace fassd::cuda {
 
@@ -19,27 +18,27 @@ Tensor dapf(const Tensor& input, const Tensors& weights, const Tensors& biases,
   const Source source = source_of("dapf", input);
   const int64_t width = position_count("dapf", weights[0].size(0)), pitch = round_up(width, lanes);
   const int64_t branches = 1 + int64_t(dilations.size());
-  const ImageSize side_by_side = {size.batch, branches * pitch, input.size(2), input.size(3)};
-  const Tensor middles = empty_image(input, side_by_side),
-               joined = empty_image(input, side_by_side);
-  std::vector<ConvolutionCall> first, second;
+  Tensor joined = empty_image(input, {size.batch, branches * pitch, input.size(2), input.size(3)});
+  std::vector<PairCall> calls(branches);
   ConvolutionCall project = call_on(source, filters.back(), size.batch, vectors[weights.size() - 1],
                                     Activation::relu, target_of(out));
   project.inputs.clear();
   for (int64_t i = 0; i < branches; i++) {
-    const int64_t weight = i == 0 ? 0 : 2 * i - 1, dilation = i == 0 ? 1 : dilations[i - 1];
-    const int64_t begin = i * pitch, end = begin + pitch;
-    first.push_back(call_on(source, filters[weight], size.batch, vectors[weight], Activation::relu,
-                            target_of(i == 0 ? joined : middles, begin, end), dilation, 1));
+    PairCall& call = calls[i];
+    call.input = source;
+    call.batch = size.batch;
+    call.first = filters[i == 0 ? 0 : 2 * i - 1];
+    call.bias = vectors[i == 0 ? 0 : 2 * i - 1];
     if (i > 0) {
-      const Source middle = source_of("dapf", middles, begin, width);
-      second.push_back(call_on(middle, filters[weight + 1], size.batch, vectors[weight + 1],
-                               Activation::relu, target_of(joined, begin, end), 1, dilation));
+      call.second = filters[2 * i];
+      call.epilogue.bias = vectors[2 * i];
+      call.dilation = limited(dilations[i - 1]);
     }
-    project.inputs.push_back(source_of("dapf", joined, begin, width));
+    call.epilogue.activation = Activation::relu;
+    call.epilogue.out = target_of(joined, i * pitch, (i + 1) * pitch);
+    project.inputs.push_back(source_of("dapf", joined, i * pitch, width));
   }
-  run_group(context, first);
-  run_group(context, second);
+  run_pairs(context, input, calls);
   run(context, project);
   return out;
 }

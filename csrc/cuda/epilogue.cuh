@@ -60,11 +60,11 @@ template <int n_tiles>
 constexpr int staging_pitch = staging_row(n_tiles * 8);
 
 // Stores a warp's sums. Its pixels start at `first`, and each 16 of them `step` after the previous
-// 16.
+// 16. With `add`, adds them to the stored values.
 template <typename Math, int m_tiles, int n_tiles>
 __device__ __forceinline__ void stage_sums(float* staging,
                                            const Accumulators<Math, m_tiles, n_tiles>& acc,
-                                           int first, int step) {
+                                           int first, int step, bool add = false) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int i = 0; i < m_tiles; i++) {
@@ -74,28 +74,14 @@ __device__ __forceinline__ void stage_sums(float* staging,
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         float2* at = reinterpret_cast<float2*>(row + half * 8 * staging_pitch<n_tiles> + j * 8);
-        *at = make_float2(acc.sums[i][j][2 * half], acc.sums[i][j][2 * half + 1]);
+        float2 sums = make_float2(acc.sums[i][j][2 * half], acc.sums[i][j][2 * half + 1]);
+        if (add) {
+          sums.x += at->x;
+          sums.y += at->y;
+        }
+        *at = sums;
       }
     }
-  }
-}
-
-// Adds to the sums of a tile's pixels those that the other sets of warps have staged after them.
-template <int n_tiles, int pixels, int splits, int threads>
-__device__ __forceinline__ void add_sets(float* staging) {
-  constexpr int parts = n_tiles * 2, set_floats = pixels * staging_pitch<n_tiles>;
-  for (int i = threadIdx.x; i < pixels * parts; i += threads) {
-    float* at = staging + i / parts * staging_pitch<n_tiles> + i % parts * 4;
-    float4 sum = *reinterpret_cast<const float4*>(at);
-#pragma unroll
-    for (int set = 1; set < splits; set++) {
-      const float4 other = *reinterpret_cast<const float4*>(at + set * set_floats);
-      sum.x += other.x;
-      sum.y += other.y;
-      sum.z += other.z;
-      sum.w += other.w;
-    }
-    *reinterpret_cast<float4*>(at) = sum;
   }
 }
 

@@ -1,6 +1,6 @@
-// mda in four launches: reduce (with batch norm and PReLU on its input); square and the 3x1; the
-// 1x3, whose epilogue adds `square` and applies batch norm and PReLU to the sum; and the 1x1 with
-// the residual. Or the two asymmetric convolutions in one launch, after square.
+// mda in four launches: reduce (with batch norm and PReLU on its input), square, the pair of
+// asymmetric convolutions, whose epilogue adds `square` and applies batch norm and PReLU to the
+// sum, and the 1x1 with the residual.
 
 #include "asymmetric_conv.cuh"
 
@@ -31,6 +31,7 @@ Tensor mda(const Tensor& input, const Tensors& weights, const Tensors& scales,
   ConvolutionCall squared =
       call_on(middle, filters[1], size.batch, shift[2], Activation::prelu, target_of(square));
   squared.epilogue.slope = slope[2];
+  run(context, squared);
 
   PairCall pair;
   pair.input = middle;
@@ -43,11 +44,10 @@ Tensor mda(const Tensor& input, const Tensors& weights, const Tensors& scales,
   pair.epilogue.bias = shift[4];
   pair.epilogue.slope = slope[4];
   pair.epilogue.activation = Activation::prelu;
-  pair.addend = squared;
   pair.epilogue.addend = source_of("mda", square);
   pair.epilogue.affine = {scale[1], shift[5], slope[5]};
   pair.epilogue.out = target_of(summed);
-  run_pair(context, input, pair);
+  run_pairs(context, input, {pair});
 
   ConvolutionCall project = call_on(source_of("mda", summed), filters[4], size.batch, nullptr,
                                     Activation::none, target_of(out));

@@ -106,14 +106,14 @@ __device__ __forceinline__ void multiply(HalfMath<T>, unsigned char* shared,
   const ptx::SharedAddress base = ptx::shared_address(shared);
   ptx::SharedAddress weights =
       base + b + set * 16 * row_bytes + lane % 16 * row_bytes + lane / 16 * 16;
-  const ptx::SharedAddress end = base + a + chunk * 2;
+  a += set * 32;
 #pragma unroll 1
-  for (ptx::SharedAddress at = base + a + set * 32; at < end;
-       at += splits * 32, weights += splits * 16 * row_bytes) {
+  for (int k = set * 16; k < chunk;
+       k += splits * 16, a += splits * 32, weights += splits * 16 * row_bytes) {
     uint32_t pixels[m_tiles][4];
 #pragma unroll
     for (int i = 0; i < m_tiles; i++) {
-      ptx::load_matrices(pixels[i], at + rows.offset[i][0]);
+      ptx::load_matrices(pixels[i], base + rows.offset[i][0] + a);
     }
 #pragma unroll
     for (int j = 0; j < n_tiles; j += 2) {
@@ -161,29 +161,25 @@ __device__ __forceinline__ void load_weights(uint32_t (&factors)[n_tiles][2],
 // All taps of a plain 3x3 over one chunk, for a warp whose m_tiles groups of 16 pixels are below
 // each other. A row of pixels is loaded once for each of the three columns of taps, and multiplied
 // by the weights of the rows of taps that contribute to a row of the result: shared memory, which
-// has to deliver as fast as the tensor cores compute, is read half as often as tap by tap. Of
-// several sets of warps, each takes one column of taps, and six of them every second step of
-// channels.
+// has to deliver as fast as the tensor cores compute, is read half as often as tap by tap.
 template <typename T, int m_tiles, int n_tiles, int splits = 1>
 __device__ __forceinline__ void multiply_sliding(unsigned char* shared, int first_row,
                                                  int row_bytes, int pitch, int b, int tap_bytes,
                                                  int chunk,
                                                  Accumulators<HalfMath<T>, m_tiles, n_tiles>& acc,
                                                  int set = 0) {
-  static_assert(splits == 1 || splits % sliding_columns == 0, "a set takes one column of taps");
-  constexpr int columns = splits > 1 ? sliding_columns : 1, steps = splits / columns;
-  const int lane = threadIdx.x % 32, first_step = set / columns;
+  const int lane = threadIdx.x % 32;
   constexpr int weight_bytes = weight_row_bytes<HalfMath<T>, n_tiles * 8>;
   const ptx::SharedAddress base = ptx::shared_address(shared);
   const ptx::SharedAddress weights =
-      base + b + first_step * 16 * weight_bytes + lane % 16 * weight_bytes + lane / 16 * 16;
+      base + b + set * 16 * weight_bytes + lane % 16 * weight_bytes + lane / 16 * 16;
 #pragma unroll 1
-  for (int column = set % columns; column < sliding_columns; column += columns) {
-    ptx::SharedAddress pixels_at = base + first_row + first_step * 32 + column * pitch;
+  for (int column = 0; column < 3; column++) {
+    ptx::SharedAddress pixels_at = base + first_row + set * 32 + column * pitch;
     ptx::SharedAddress weights_at = weights + column * tap_bytes;
 #pragma unroll 1
-    for (int k = first_step * 16; k < chunk;
-         k += steps * 16, pixels_at += steps * 32, weights_at += steps * 16 * weight_bytes) {
+    for (int k = set * 16; k < chunk;
+         k += splits * 16, pixels_at += splits * 32, weights_at += splits * 16 * weight_bytes) {
       uint32_t factors[3][n_tiles][2];
 #pragma unroll
       for (int row = 0; row < 3; row++) {

@@ -3,12 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
-#include <limits>
 #include <string>
-#include <utility>
 
 #include "plan.h"
-#include "rounding.h"
 
 namespace fassd::cuda {
 
@@ -39,62 +36,15 @@ double rank_apart(const std::vector<ConvolutionShape>& shapes, const DeviceLimit
   return rank;
 }
 
-// The plans of a group's convolutions with one kernel; none if one of them does not fit.
-std::vector<ConvolutionPlan> plans_with(const Variant& variant,
-                                        const std::vector<ConvolutionShape>& shapes,
-                                        const DeviceLimits& limits) {
-  std::vector<ConvolutionPlan> plans;
-  for (const ConvolutionShape& shape : shapes) {
-    ConvolutionPlan plan = plan_with(variant, shape, limits);
-    if (plan.cost.blocks == 0 && variant.sliding) {
-      Variant still = variant;
-      still.sliding = false;
-      plan = plan_with(still, shape, limits);
-    }
-    if (plan.cost.blocks == 0 || shape.channels.size() != 1) {
-      return {};
-    }
-    plans.push_back(plan);
-  }
-  return plans;
-}
-
-// The cost of a launch of all these blocks: that of as many average ones, but not less than that of
-// the longest convolution alone.
-Cost cost_of(const std::vector<ConvolutionPlan>& plans, const std::vector<ConvolutionShape>& shapes,
-             const DeviceLimits& limits) {
-  static constexpr double Cost::* amounts[] = {&Cost::products,     &Cost::shared_bytes,
-                                               &Cost::loaded_bytes, &Cost::stored_bytes,
-                                               &Cost::instructions, &Cost::uneven};
-  Cost cost;
-  int chunks = 0, stages = most_stages;
-  double longest = 0;
-  for (size_t i = 0; i < plans.size(); i++) {
-    const ConvolutionPlan& plan = plans[i];
-    cost.blocks += plan.cost.blocks;
-    for (double Cost::* amount : amounts) {
-      cost.*amount += double(plan.cost.blocks) * plan.cost.*amount;
-    }
-    chunks = std::max(chunks, chunks_of(shapes[i].channels, plan.chunk));
-    stages = std::min(stages, plan.stages);
-    longest = std::max(longest, plan.cost.cycles);
-    cost.resident = std::min(i > 0 ? cost.resident : plan.cost.resident, plan.cost.resident);
-  }
-  for (double Cost::* amount : amounts) {
-    cost.*amount /= double(cost.blocks);
-  }
-  predict(cost, plans[0].variant.warps, chunks, stages, shapes[0].arithmetic, limits);
-  cost.rank += std::max(longest - cost.cycles, 0.0);
-  cost.cycles = std::max(longest, cost.cycles);
-  return cost;
-}
-
 }  // namespace
 
-bool fuses(const char* kind, bool possible, double together, double apart) {
+bool fuses(bool possible, double together, double apart) {
   const char* text = std::getenv(fusion_variable);
   const std::string asked = text == nullptr ? "" : text;
-  return possible && (asked.empty() ? together <= apart : asked == "always" || asked == kind);
+  if (!possible || asked == "never") {
+    return false;
+  }
+  return asked == "always" || together <= apart;
 }
 
 std::vector<ConvolutionShape> convolutions_of(const PairShape& shape) {
@@ -102,6 +52,9 @@ std::vector<ConvolutionShape> convolutions_of(const PairShape& shape) {
     return convolution_of(shape.batch, shape.height, shape.width, {in}, out, kernel_h, kernel_w,
                           shape.arithmetic);
   };
+  if (shape.single) {
+    return {of(shape.in_channels, shape.out_channels, 1, 1)};
+  }
   std::vector<ConvolutionShape> both = {of(shape.in_channels, shape.middle_channels, 3, 1),
                                         of(shape.middle_channels, shape.out_channels, 1, 3)};
   both[0].dilation_h = both[1].dilation_w = shape.dilation;
@@ -109,48 +62,28 @@ std::vector<ConvolutionShape> convolutions_of(const PairShape& shape) {
   return both;
 }
 
-ConvolutionShape addend_of(const PairShape& shape) {
-  return convolution_of(shape.batch, shape.height, shape.width, {shape.in_channels},
-                        shape.out_channels, 3, 3, shape.arithmetic);
-}
-
-GroupPlan plan_group(const std::vector<ConvolutionShape>& shapes, const DeviceLimits& limits) {
-  GroupPlan plan;
-  double together = std::numeric_limits<double>::infinity();
-  bool found = false;
-  for (const Variant& variant : groups_of(shapes[0].arithmetic)) {
-    const bool asked_for = is_asked_for(variant);
-    std::vector<ConvolutionPlan> plans = plans_with(variant, shapes, limits);
-    if (plans.empty()) {
-      continue;
-    }
-    const Cost cost = cost_of(plans, shapes, limits);
-    if (asked_for != found ? asked_for : cost.rank < together) {
-      together = cost.rank;
-      found = asked_for;
-      plan.variant = variant;
-      plan.plans = std::move(plans);
-      plan.cycles = cost.cycles;
+PairsPlan plan_pairs(const std::vector<PairShape>& shapes, const DeviceLimits& limits) {
+  PairsPlan plan;
+  std::vector<ConvolutionShape> apart;
+  // In one launch the pairs share the multiprocessors: it takes at least as long as the longest,
+  // and as all their blocks, spread evenly.
+  double longest = 0, spread = 0;
+  bool possible = shapes.size() <= most_pairs;
+  for (const PairShape& shape : shapes) {
+    plan.pairs.push_back(plan_pair(shape, limits));
+    const PairPlan& pair = plan.pairs.back();
+    possible = possible && pair.possible && pair.variant == plan.pairs[0].variant;
+    const double waves = double(pair.cost.blocks) / limits.multiprocessors;
+    longest = std::max(longest, pair.cost.cycles);
+    spread += pair.cost.cycles / std::ceil(waves) * waves;
+    plan.rank += pair.cost.rank - pair.cost.cycles;
+    for (ConvolutionShape& convolution : convolutions_of(shape)) {
+      apart.push_back(std::move(convolution));
     }
   }
-  const bool possible = !plan.plans.empty() && shapes.size() > 1 && shapes.size() <= most_grouped;
-  const double apart = rank_apart(shapes, limits);
-  plan.together = fuses("groups", possible, together, apart);
-  plan.rank = plan.together ? together : apart;
-  return plan;
-}
-
-PairPlan plan_asymmetric(const PairShape& shape, const DeviceLimits& limits) {
-  PairPlan plan = plan_pair(shape, limits);
-  const std::vector<ConvolutionShape> both = convolutions_of(shape);
-  double together = plan.cost.rank, apart = rank_apart({both[1]}, limits) + launch_gap_cycles;
-  if (shape.ending == Ending::addend) {
-    together += rank_apart({addend_of(shape)}, limits) + launch_gap_cycles;
-    apart += plan_group({addend_of(shape), both[0]}, limits).rank;
-  } else {
-    apart += rank_apart({both[0]}, limits);
-  }
-  plan.together = fuses("pairs", plan.possible, together, apart);
+  plan.cycles = std::max(longest, spread);
+  plan.rank += plan.cycles;
+  plan.together = fuses(possible, plan.rank, rank_apart(apart, limits));
   return plan;
 }
 

@@ -131,24 +131,21 @@ std::string names_of(const ConvolutionShape& shape) {
 }
 
 std::string name_of(const PairShape& shape) {
-  return std::to_string(shape.in_channels) + ">" + std::to_string(shape.middle_channels) + ">" +
-         std::to_string(shape.out_channels);
+  const std::string middle = shape.single ? "" : ">" + std::to_string(shape.middle_channels);
+  return std::to_string(shape.in_channels) + middle + ">" + std::to_string(shape.out_channels);
 }
 
-// The size of a kernel, as in "3x1".
-std::string kernel_name(const ConvolutionShape& shape) {
-  return std::to_string(shape.kernel_h) + "x" + std::to_string(shape.kernel_w);
-}
-
-// What a list calls its entries, each kind once with its number.
-std::string counted(const std::vector<std::string>& names) {
+// Channels of each kind of branch, with their number.
+std::string names_of(const std::vector<PairShape>& shapes) {
   std::string text;
-  for (size_t i = 0, end; i < names.size(); i = end) {
-    for (end = i; end < names.size() && names[end] == names[i];) {
+  for (size_t i = 0; i < shapes.size();) {
+    size_t end = i;
+    while (end < shapes.size() && name_of(shapes[end]) == name_of(shapes[i])) {
       end++;
     }
-    text +=
-        (text.empty() ? "" : ", ") + (end - i > 1 ? std::to_string(end - i) + "x " : "") + names[i];
+    text += (text.empty() ? "" : ", ") + (end - i > 1 ? std::to_string(end - i) + "x " : "") +
+            name_of(shapes[i]);
+    i = end;
   }
   return text;
 }
@@ -168,6 +165,9 @@ int64_t operations_of(const ConvolutionShape& shape) {
 // The operations of a pair without padding: for the outer taps, the rows and columns in the
 // picture.
 std::vector<int64_t> operations_of(const PairShape& shape) {
+  if (shape.single) {
+    return {operations_of(convolutions_of(shape)[0])};
+  }
   const auto rows_of = [&](int size) { return size + 2 * std::max(size - shape.dilation, 0); };
   return {checked_product({2, shape.batch, rows_of(shape.height), shape.width, shape.in_channels,
                            shape.middle_channels}),
@@ -240,92 +240,41 @@ bool Call::normalized_convolution(const std::string& label, ConvolutionShape sha
   return true;
 }
 
-void Call::group(const std::string& op, std::vector<ConvolutionShape> shapes,
-                 const std::vector<int64_t>& operations, bool same_input) {
-  for (ConvolutionShape& shape : shapes) {
-    complete(shape);
+void Call::pairs(const std::string& op, std::vector<PairShape> shapes) {
+  for (PairShape& shape : shapes) {
+    shape.arithmetic = arithmetic_;
   }
-  if (shapes.empty() || is_empty(shapes[0])) {
+  const PairShape& first = shapes[0];
+  if (first.batch == 0 || first.height == 0 || first.width == 0) {
     return;
   }
-  const GroupPlan plan = remembered<plan_group>(shapes, limits_);
+  const PairsPlan plan = remembered<plan_pairs>(shapes, limits_);
   if (!plan.together) {
-    for (size_t i = 0; i < shapes.size(); i++) {
-      apart(op, shapes[i], operations[i]);
+    for (const PairShape& shape : shapes) {
+      apart(op, shape);
     }
     return;
   }
-  std::vector<std::string> kernels, channels;
-  Launch launch = {"", "group_kernel", "", shapes[0].out_height, shapes[0].out_width};
+  Launch launch = {op + (shapes.size() > 1 ? " branches" : " asymmetric"), "pair_kernel",
+                   names_of(shapes), first.height, first.width};
+  launch.bytes = image({first.batch, first.in_channels, first.height, first.width});
+  launch.operations = 0;
   for (size_t i = 0; i < shapes.size(); i++) {
-    kernels.push_back(kernel_name(shapes[i]));
-    channels.push_back(names_of(shapes[i]));
-    launch.bytes += bytes_of(shapes[i]);
-    if (same_input && i > 0) {
-      launch.bytes -=
-          image({shapes[i].batch, shapes[i].channels[0], shapes[i].height, shapes[i].width});
+    for (const ConvolutionShape& shape : convolutions_of(shapes[i])) {
+      launch.bytes += weight_bytes(shape);
     }
-    launch.operations += operations[i];
-    launch.blocks.push_back(plan.plans[i]);
-    launch.work.add(work_of(plan.plans[i], shapes[i]), double(plan.plans[i].cost.blocks));
+    const int images = shapes[i].ending == Ending::addend ? 2 : 1;
+    launch.bytes +=
+        images * image({first.batch, shapes[i].out_channels, first.height, first.width});
+    for (int64_t operations : operations_of(shapes[i])) {
+      launch.operations += operations;
+    }
+    launch.blocks.push_back(plan.pairs[i]);
+    launch.work.add(work_of(plan.pairs[i], shapes[i]), double(plan.pairs[i].cost.blocks));
   }
-  launch.label = op + " " + counted(kernels);
-  launch.channels = counted(channels);
   launch.cycles = plan.cycles;
   launch.rank = plan.rank;
   launches_.push_back(std::move(launch));
-}
-
-void Call::pair(const std::string& op, PairShape shape) {
-  shape.arithmetic = arithmetic_;
-  if (shape.batch == 0 || shape.height == 0 || shape.width == 0) {
-    return;
-  }
-  const PairPlan plan = remembered<plan_asymmetric>(shape, limits_);
-  const std::vector<ConvolutionShape> both = convolutions_of(shape);
-  const std::vector<int64_t> operations = operations_of(shape);
-  const bool added = shape.ending == Ending::addend;
-  if (!plan.together) {
-    std::vector<ConvolutionShape> first = {both[0]};
-    std::vector<int64_t> of_first = {operations[0]};
-    if (added) {
-      first.insert(first.begin(), addend_of(shape));
-      of_first.insert(of_first.begin(), operations_of(first[0]));
-    }
-    group(op, first, of_first, true);
-    apart(op, both[1], operations[1]);
-    return;
-  }
-  if (added) {
-    apart(op, addend_of(shape), operations_of(addend_of(shape)));
-  }
-  Launch launch = {op + " asymmetric", "pair_kernel", name_of(shape), shape.height, shape.width};
-  launch.bytes =
-      image({shape.batch, shape.in_channels, shape.height, shape.width}) + weight_bytes(both[0]) +
-      weight_bytes(both[1]) +
-      (added ? 2 : 1) * image({shape.batch, shape.out_channels, shape.height, shape.width});
-  launch.operations = operations[0] + operations[1];
-  launch.blocks.push_back(plan);
-  launch.work.add(work_of(plan, shape), double(plan.cost.blocks));
-  launch.cycles = plan.cost.cycles;
-  launch.rank = plan.cost.rank;
-  launches_.push_back(std::move(launch));
-}
-
-void Call::branches(const std::string& op, ConvolutionShape single, std::vector<PairShape> pairs) {
-  std::vector<ConvolutionShape> first = {single}, second;
-  std::vector<int64_t> of_first = {operations_of(single)}, of_second;
-  for (PairShape& pair : pairs) {
-    pair.arithmetic = arithmetic_;
-    const std::vector<ConvolutionShape> both = convolutions_of(pair);
-    const std::vector<int64_t> operations = operations_of(pair);
-    first.push_back(both[0]);
-    second.push_back(both[1]);
-    of_first.push_back(operations[0]);
-    of_second.push_back(operations[1]);
-  }
-  group(op, first, of_first, true);
-  group(op, second, of_second, false);
 }
 
 void Call::elementwise(const std::string& label, const std::string& kernel, int64_t channels,
@@ -405,11 +354,17 @@ void Call::join(const std::string& label, ConvolutionShape& shape) {
   shape.channels.push_back(joined);
 }
 
-void Call::apart(const std::string& op, const ConvolutionShape& shape, int64_t operations) {
-  const int64_t images = shape.ending == Ending::addend ? 1 : 0;
-  convolution(op + " " + kernel_name(shape), shape,
-              images * image({shape.batch, shape.out_channels, shape.height, shape.width}));
-  launches_.back().operations = operations;
+void Call::apart(const std::string& op, const PairShape& pair) {
+  const std::vector<ConvolutionShape> shapes = convolutions_of(pair);
+  const std::vector<int64_t> operations = operations_of(pair);
+  for (size_t i = 0; i < shapes.size(); i++) {
+    const ConvolutionShape& shape = shapes[i];
+    const int64_t images = shape.ending == Ending::addend ? 1 : 0;
+    convolution(op + " " + std::to_string(shape.kernel_h) + "x" + std::to_string(shape.kernel_w),
+                shape,
+                images * image({shape.batch, shape.out_channels, shape.height, shape.width}));
+    launches_.back().operations = operations[i];
+  }
 }
 
 }  // namespace fassd::plan

@@ -41,17 +41,8 @@ class Call {
   // if it has to be converted to an image first.
   bool normalized_convolution(const std::string& label, cuda::ConvolutionShape shape);
 
-  // Convolutions that do not wait for each other, on inputs of their own or all on the same one.
-  // `operations`: those of each.
-  void group(const std::string& op, std::vector<cuda::ConvolutionShape> shapes,
-             const std::vector<int64_t>& operations, bool same_input);
-
-  // A 3x1 and a 1x3, and the 3x3 that makes their addend, if they have one.
-  void pair(const std::string& op, cuda::PairShape shape);
-
-  // A 1x1 and pairs on the same input: their first convolutions in one group, then the second ones.
-  void branches(const std::string& op, cuda::ConvolutionShape single,
-                std::vector<cuda::PairShape> pairs);
+  // Branches on the same input.
+  void pairs(const std::string& op, std::vector<cuda::PairShape> shapes);
 
   // A launch without a plan.
   void elementwise(const std::string& label, const std::string& kernel, int64_t channels,
@@ -76,7 +67,7 @@ class Call {
   int64_t weight_bytes(const cuda::ConvolutionShape& shape) const;
   int64_t bytes_of(const cuda::ConvolutionShape& shape) const;
   void join(const std::string& label, cuda::ConvolutionShape& shape);
-  void apart(const std::string& op, const cuda::ConvolutionShape& shape, int64_t operations);
+  void apart(const std::string& op, const cuda::PairShape& pair);
 
   cuda::DeviceLimits limits_;
   int64_t itemsize_;

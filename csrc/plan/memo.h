@@ -59,9 +59,9 @@ class Question {
         stride_h, stride_w, dilation_h, dilation_w, pool, prologue, ending, arithmetic);
   }
   void append(const PairShape& shape) {
-    const auto& [batch, height, width, in_channels, middle_channels, out_channels, dilation, ending,
-                 arithmetic] = shape;
-    add(batch, height, width, in_channels, middle_channels, out_channels, dilation, ending,
+    const auto& [batch, height, width, in_channels, middle_channels, out_channels, dilation, single,
+                 ending, arithmetic] = shape;
+    add(batch, height, width, in_channels, middle_channels, out_channels, dilation, single, ending,
         arithmetic);
   }
 

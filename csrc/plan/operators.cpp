@@ -73,7 +73,7 @@ ImageSize size_of(const Tensor& image) {
   return {image.size(0), image.size(1), image.size(2), image.size(3)};
 }
 
-PairShape pair_on(const Tensor& input, const Tensor& first, const Tensor& second,
+PairShape pair_on(const Tensor& input, const Tensor& first, const Tensor* second,
                   int64_t dilation) {
   PairShape pair;
   pair.batch = input.size(0);
@@ -81,8 +81,9 @@ PairShape pair_on(const Tensor& input, const Tensor& first, const Tensor& second
   pair.width = position_count("plan", input.size(3));
   pair.in_channels = position_count("plan", input.size(1));
   pair.middle_channels = position_count("plan", first.size(0));
-  pair.out_channels = position_count("plan", second.size(0));
+  pair.out_channels = position_count("plan", second ? second->size(0) : first.size(0));
   pair.dilation = limited(dilation);
+  pair.single = second == nullptr;
   return pair;
 }
 
@@ -120,18 +121,17 @@ void asymmetric_conv(Call& call, const Checked&, const Tensor& input, const Tens
                      const Tensor& horizontal_weight, const OptionalTensor&, const OptionalTensor&,
                      const OptionalTensor&, const OptionalTensor&, const OptionalTensors&,
                      int64_t dilation, const std::string&) {
-  call.pair("asymmetric", pair_on(input, vertical_weight, horizontal_weight, dilation));
+  call.pairs("asymmetric", {pair_on(input, vertical_weight, &horizontal_weight, dilation)});
 }
 
 void dapf(Call& call, const Checked&, const Tensor& input, const Tensors& weights, const Tensors&,
           const OptionalTensors&, const Integers& dilations) {
-  std::vector<PairShape> pairs;
+  std::vector<PairShape> branches = {pair_on(input, weights[0], nullptr, 1)};
   for (size_t i = 0; i < dilations.size(); i++) {
-    pairs.push_back(pair_on(input, weights[2 * i + 1], weights[2 * i + 2], dilations[i]));
+    branches.push_back(pair_on(input, weights[2 * i + 1], &weights[2 * i + 2], dilations[i]));
   }
-  const ConvolutionShape single = convolution_on(size_of(input), channels_of({input}), weights[0]);
-  call.branches("dapf", single, pairs);
-  const std::vector<int> widths(1 + pairs.size(), single.out_channels);
+  call.pairs("dapf", branches);
+  const std::vector<int> widths(branches.size(), branches[0].out_channels);
   call.convolution("dapf project", convolution_on(size_of(input), widths, weights.back()));
 }
 
@@ -190,10 +190,11 @@ void mda(Call& call, const Checked& checked, const Tensor& input, const Tensors&
   ConvolutionShape reduce = convolution_on(size, channels_of({input}), weights[0]);
   reduce.prologue = true;
   call.convolution("mda reduce", reduce);
-  PairShape pair = pair_on(input, weights[2], weights[3], dilation);
+  call.convolution("mda square", convolution_on(size, {width}, weights[1]));
+  PairShape pair = pair_on(input, weights[2], &weights[3], dilation);
   pair.in_channels = width;
   pair.ending = Ending::addend;
-  call.pair("mda", pair);
+  call.pairs("mda", {pair});
   ConvolutionShape tail = convolution_on(size, {width}, weights[4]);
   tail.ending = Ending::residual;
   call.convolution("mda tail", tail, call.image(size));
@@ -350,15 +351,12 @@ std::string plan_schema(const std::string& schema) {
 Tensor variants(int64_t number, const std::string& kernel) {
   STD_TORCH_CHECK(number >= 0 && number <= 2, "arithmetic is ", number, "; expected 0 to 2");
   const auto arithmetic = static_cast<cuda::Arithmetic>(number);
-  const auto list = kernel == "convolution_kernel" ? &cuda::variants_of
-                    : kernel == "group_kernel"     ? &cuda::groups_of
-                    : kernel == "pair_kernel"      ? &cuda::pairs_of
-                                                   : nullptr;
-  STD_TORCH_CHECK(list != nullptr, "kernel is '", kernel,
-                  "'; expected convolution_kernel, group_kernel or pair_kernel");
+  const bool pairs = kernel == "pair_kernel";
+  STD_TORCH_CHECK(pairs || kernel == "convolution_kernel", "kernel is '", kernel,
+                  "'; expected convolution_kernel or pair_kernel");
   constexpr int columns = 5;
   std::vector<int> values;
-  for (const cuda::Variant& one : list(arithmetic)) {
+  for (const cuda::Variant& one : pairs ? pairs_of(arithmetic) : variants_of(arithmetic)) {
     values.insert(values.end(),
                   {one.warps, one.m_tiles, one.n_tiles, int(one.sliding), one.splits});
   }

@@ -136,14 +136,12 @@ double issue_rate(double warps) {
   return schedulers * issue_efficiency * std::min(1.0, warps / (schedulers * busy_warps));
 }
 
-}  // namespace
-
 // Predicted clocks of a launch: every block waits for its first loads, and other resident blocks
 // fill that time; then the slowest of products, shared memory, loads and issue counts. A block
 // alone is issued more slowly than among others. A block that computes several tiles waits for its
 // first loads once.
 void predict(Cost& cost, int warps, int chunks, int stages, Arithmetic arithmetic,
-             const DeviceLimits& limits, bool several) {
+             const DeviceLimits& limits, bool several = false) {
   const double waves = std::ceil(double(cost.blocks) / (double(limits.multiprocessors)));
   // The resident blocks overlap their waiting, but share the rates.
   const int together = int(std::min<double>(cost.resident, waves));
@@ -151,15 +149,13 @@ void predict(Cost& cost, int warps, int chunks, int stages, Arithmetic arithmeti
                                  cost.shared_bytes / shared_bytes_per_cycle,
                                  (cost.loaded_bytes + cost.stored_bytes) / loaded_bytes_per_cycle});
   const double busy = std::max(moved, cost.instructions / issue_rate(double(warps) * together));
-  // With one stage, nothing is loaded while another is multiplied. All wait for the busiest warps.
+  // With one stage, nothing is loaded while another is multiplied.
   const double alone = (chunks - 1) * (stages == 1 ? launch_cycles : chunk_cycles) +
-                       std::max(moved, (cost.instructions + cost.uneven) / issue_rate(warps));
+                       std::max(moved, cost.instructions / issue_rate(warps));
   const double turns = waves / together;
   cost.cycles = std::max(waves * busy, turns * alone + launch_cycles * (several ? 1.0 : turns));
   cost.rank = cost.cycles + issue_share * waves * cost.instructions / schedulers;
 }
-
-namespace {
 
 int resident_of(int shared_bytes, int threads, int registers, const DeviceLimits& limits) {
   const int by_shared = (limits.shared_bytes + 1024) / (shared_bytes + 1024);
@@ -251,13 +247,6 @@ std::vector<Variant> pairs_of(Arithmetic arithmetic) {
   return {std::begin(float_pairs), std::end(float_pairs)};
 }
 
-std::vector<Variant> groups_of(Arithmetic arithmetic) {
-  if (arithmetic == Arithmetic::half) {
-    return {std::begin(half_groups), std::end(half_groups)};
-  }
-  return {};
-}
-
 bool is_asked_for(const Variant& variant) {
   // Read every time: tests and tuning request one after the other.
   const char* text = std::getenv(variant_variable);
@@ -271,107 +260,87 @@ bool is_asked_for(const Variant& variant) {
   return variant == asked;
 }
 
-namespace {
-
-// Offers the plans of a convolution with one kernel, in tiles of all shapes; with several tiles for
-// a block if they may be.
-void offer_tiles(Cheapest<ConvolutionPlan>& cheapest, const Variant& variant,
-                 const ConvolutionShape& shape, const DeviceLimits& limits, bool may_be_several,
-                 bool asked_for) {
+ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const DeviceLimits& limits) {
   const int itemsize = itemsize_of(shape.arithmetic);
   const int sources = int(shape.channels.size());
   int largest = 0;
   for (int count : shape.channels) {
     largest = std::max(largest, count);
   }
-  const int pixels = variant.pixels(), n = variant.channels();
-  for (int width_log2 = 6; width_log2 >= 2; width_log2--) {
-    if ((1 << width_log2) > pixels / 2 || !fits(variant, shape, width_log2)) {
-      continue;
-    }
-    ConvolutionPlan plan;
-    plan.variant = variant;
-    plan.tile.width_log2 = width_log2;
-    const int width = 1 << width_log2;
-    plan.tile.height = pixels / width;
-    plan.tile.across = int(divide_up(shape.out_width, width));
-    plan.tile.down = int(divide_up(shape.out_height, plan.tile.height));
-    plan.tile.columns = int(divide_up(shape.out_channels, n));
-    plan.rows = axis_of(shape.kernel_h, plan.tile.height, shape.height, shape.out_height,
-                        shape.stride_h, shape.dilation_h);
-    plan.columns = axis_of(shape.kernel_w, width, shape.width, shape.out_width, shape.stride_w,
-                           shape.dilation_w);
-    plan.taps = taps_of(plan.rows, plan.columns, shape.kernel_w);
-    plan.live_taps = plan.taps.count;
-    const int slots = plan.rows.slots * plan.columns.slots;
-    const int staging = variant.splits * pixels * staging_row(n) * 4;
-    for (int chunk : {64, 32, 16, 8}) {
-      const int fewest_channels = shape.arithmetic == Arithmetic::half ? 16 : 8;
-      if (chunk < fewest_channels || (chunk > fewest_channels && chunk >= 2 * largest)) {
-        continue;  // too few for products, or half of them without an input
+  Cheapest<ConvolutionPlan> cheapest;
+  for (const Variant& variant : variants_of(shape.arithmetic)) {
+    const bool asked_for = is_asked_for(variant);
+    const int pixels = variant.pixels(), n = variant.channels();
+    for (int width_log2 = 6; width_log2 >= 2; width_log2--) {
+      if ((1 << width_log2) > pixels / 2 || !fits(variant, shape, width_log2)) {
+        continue;
       }
-      plan.chunk = chunk;
-      plan.boxes =
-          boxes_of(plan.rows, plan.columns, {&plan.taps}, chunk * itemsize + slot_padding, limits);
-      const int chunks = chunks_of(shape.channels, chunk);
-      const double depth =
-          double(depth_of(shape.channels, step_of(shape.arithmetic))) * plan.taps.count;
-      Cost& cost = plan.cost;
-      cost.blocks = shape.batch * plan.tile.across * plan.tile.down * plan.tile.columns;
-      cost.products = double(pixels) * n * depth;
-      const int passes =
-          bank_passes(width_log2, plan.columns.slot_step, plan.rows.slot_step * plan.columns.slots,
-                      chunk * itemsize + slot_padding);
-      cost.shared_bytes = depth * bytes_read(variant, itemsize, passes) + 2.0 * staging;
-      cost.loaded_bytes = depth * itemsize * (double(slots) / plan.taps.count + n);
-      if (plan.boxes > 0) {  // boxes include the rest of a slot, but not of a source's last
-        cost.loaded_bytes += double(slots) * slot_padding * (chunks - sources);
-      }
-      cost.stored_bytes = double(pixels) * n * itemsize / (shape.pool * shape.pool);
-      // Blocks that compute several tiles load the next one's first chunks while they write one.
-      // A prologue is applied to the chunks that have arrived meanwhile, and only in one tile.
-      for (int several = 0; several <= int(may_be_several); several++) {
-        const int most = several ? most_stages : std::min(chunks, most_stages);
-        const int fewest = several || shape.prologue ? 2 : 1;
-        for (int stages = std::max(most, fewest); stages >= fewest; stages--) {
-          plan.stages = stages;
-          plan.layout = layout_of(slots, chunk, plan.taps.count * chunk, n, stages, itemsize,
-                                  staging, 0, plan.tile.height + width, several);
-          cost.resident =
-              resident_of(plan.layout.total, variant.warps * 32, registers_of(variant), limits);
-          const int64_t at_once = int64_t(cost.resident) * limits.multiprocessors;
-          plan.grid = several ? at_once : cost.blocks;
-          plan.tiles = int(divide_up(cost.blocks, plan.grid));
-          const bool is_one =
-              plan.boxes > 0 && !shape.prologue && plan.tiles > 1 && cost.blocks < most_tiles;
-          if (plan.layout.total > limits.shared_bytes || (several && !is_one)) {
-            continue;
+      ConvolutionPlan plan;
+      plan.variant = variant;
+      plan.tile.width_log2 = width_log2;
+      const int width = 1 << width_log2;
+      plan.tile.height = pixels / width;
+      plan.tile.across = int(divide_up(shape.out_width, width));
+      plan.tile.down = int(divide_up(shape.out_height, plan.tile.height));
+      plan.tile.columns = int(divide_up(shape.out_channels, n));
+      plan.rows = axis_of(shape.kernel_h, plan.tile.height, shape.height, shape.out_height,
+                          shape.stride_h, shape.dilation_h);
+      plan.columns = axis_of(shape.kernel_w, width, shape.width, shape.out_width, shape.stride_w,
+                             shape.dilation_w);
+      plan.taps = taps_of(plan.rows, plan.columns, shape.kernel_w);
+      plan.live_taps = plan.taps.count;
+      const int slots = plan.rows.slots * plan.columns.slots;
+      const int staging = pixels * staging_row(n) * 4;
+      for (int chunk : {64, 32, 16, 8}) {
+        const int fewest_channels = shape.arithmetic == Arithmetic::half ? 16 : 8;
+        if (chunk < fewest_channels || (chunk > fewest_channels && chunk >= 2 * largest)) {
+          continue;  // too few for products, or half of them without an input
+        }
+        plan.chunk = chunk;
+        plan.boxes = boxes_of(plan.rows, plan.columns, {&plan.taps},
+                              chunk * itemsize + slot_padding, limits);
+        const int chunks = chunks_of(shape.channels, chunk);
+        const double depth =
+            double(depth_of(shape.channels, step_of(shape.arithmetic))) * plan.taps.count;
+        Cost& cost = plan.cost;
+        cost.blocks = shape.batch * plan.tile.across * plan.tile.down * plan.tile.columns;
+        cost.products = double(pixels) * n * depth;
+        const int passes =
+            bank_passes(width_log2, plan.columns.slot_step,
+                        plan.rows.slot_step * plan.columns.slots, chunk * itemsize + slot_padding);
+        cost.shared_bytes = depth * bytes_read(variant, itemsize, passes) + 2.0 * staging;
+        cost.loaded_bytes = depth * itemsize * (double(slots) / plan.taps.count + n);
+        if (plan.boxes > 0) {  // boxes include the rest of a slot, but not of a source's last
+          cost.loaded_bytes += double(slots) * slot_padding * (chunks - sources);
+        }
+        cost.stored_bytes = double(pixels) * n * itemsize / (shape.pool * shape.pool);
+        // Blocks that compute several tiles load the next one's first chunks while they write one.
+        // A prologue is applied to the chunks that have arrived meanwhile, and only in one tile.
+        for (const bool several : {false, true}) {
+          const int most = several ? most_stages : std::min(chunks, most_stages);
+          const int fewest = several || shape.prologue ? 2 : 1;
+          for (int stages = std::max(most, fewest); stages >= fewest; stages--) {
+            plan.stages = stages;
+            plan.layout = layout_of(slots, chunk, plan.taps.count * chunk, n, stages, itemsize,
+                                    staging, 0, plan.tile.height + width, several);
+            cost.resident =
+                resident_of(plan.layout.total, variant.warps * 32, registers_of(variant), limits);
+            const int64_t at_once = int64_t(cost.resident) * limits.multiprocessors;
+            plan.grid = several ? at_once : cost.blocks;
+            plan.tiles = int(divide_up(cost.blocks, plan.grid));
+            const bool is_one =
+                plan.boxes > 0 && !shape.prologue && plan.tiles > 1 && cost.blocks < most_tiles;
+            if (plan.layout.total > limits.shared_bytes || (several && !is_one)) {
+              continue;
+            }
+            cost.instructions = work_of(plan, shape).instructions();
+            predict(cost, variant.warps, chunks, stages, shape.arithmetic, limits, several);
+            cheapest.offer(plan, asked_for);
           }
-          const Work work = work_of(plan, shape);
-          cost.instructions = work.instructions();
-          cost.uneven = work.instructions(Part::product) * unevenness(plan, shape);
-          predict(cost, variant.warps, chunks, stages, shape.arithmetic, limits, several);
-          cheapest.offer(plan, asked_for);
         }
       }
     }
   }
-}
-
-}  // namespace
-
-ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const DeviceLimits& limits) {
-  Cheapest<ConvolutionPlan> cheapest;
-  for (const Variant& variant : variants_of(shape.arithmetic)) {
-    offer_tiles(cheapest, variant, shape, limits, true, is_asked_for(variant));
-  }
-  return cheapest.best;
-}
-
-ConvolutionPlan plan_with(const Variant& variant, const ConvolutionShape& shape,
-                          const DeviceLimits& limits) {
-  Cheapest<ConvolutionPlan> cheapest;
-  offer_tiles(cheapest, variant, shape, limits, false, false);
   return cheapest.best;
 }
 
@@ -396,9 +365,13 @@ PairPlan plan_pair(const PairShape& shape, const DeviceLimits& limits) {
       plan.tile.across = int(divide_up(shape.width, width));
       plan.tile.down = int(divide_up(shape.height, plan.tile.height));
       plan.whole_rows = plan.tile.across == 1;
-      plan.rows = axis_of(3, plan.tile.height, shape.height, shape.height, 1, shape.dilation);
-      plan.columns = axis_of(3, width, shape.width, shape.width, 1, shape.dilation);
-      plan.second = taps_of(axis_of(1, 1, 1, 1, 1, 1), plan.columns, 3);
+      plan.rows = axis_of(shape.single ? 1 : 3, plan.tile.height, shape.height, shape.height, 1,
+                          shape.dilation);
+      plan.columns =
+          axis_of(shape.single ? 1 : 3, width, shape.width, shape.width, 1, shape.dilation);
+      if (!shape.single) {
+        plan.second = taps_of(axis_of(1, 1, 1, 1, 1, 1), plan.columns, 3);
+      }
       if (plan.whole_rows) {
         // The middle is computed inside the picture; taps beside it read one pixel of zeros.
         plan.columns.pitch = 0;
@@ -429,7 +402,8 @@ PairPlan plan_pair(const PairShape& shape, const DeviceLimits& limits) {
             continue;
           }
           const int in_chunks = int(divide_up(shape.in_channels, chunk));
-          const int middle_chunks = int(divide_up(shape.middle_channels, chunk));
+          const int middle_chunks =
+              int(divide_up(shape.middle_channels, chunk)) * (shape.single ? 0 : 1);
           const double first_depth = double(in_chunks) * chunk * plan.first.count;
           const double second_depth = double(middle_chunks) * chunk * plan.second.count;
           Cost& cost = plan.cost;

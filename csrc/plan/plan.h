@@ -89,19 +89,15 @@ struct Tile {
   }
 };
 
-constexpr int sliding_columns = 3;  // columns of taps of a sliding variant
-
 // A kernel, by its template's parameters.
 struct Variant {
   int warps = 1, m_tiles = 1, n_tiles = 1;
   // Only for a plain 3x3: a warp's pixels are 16 columns of m_tiles rows below each other, and a
   // row that is loaded is used for the three rows of the result that it contributes to.
   bool sliding = false;
-  // Sets of warps with the same pixels that divide the products of each chunk among them: if there
-  // are few pixels, more warps keep a multiprocessor busy. Their sums are added at the end.
+  // Sets of warps with the same pixels that divide each chunk's channels among them: if there are
+  // few pixels, more warps keep a multiprocessor busy. Their sums are added at the end.
   int splits = 1;
-  // Those of them that divide the chunk's channels: sliding ones divide the columns of taps first.
-  int channel_sets() const { return sliding && splits > 1 ? splits / sliding_columns : splits; }
   int pixel_warps() const { return warps / splits; }
   int pixels() const { return pixel_warps() * m_tiles * 16; }
   int channels() const { return n_tiles * 8; }
@@ -153,7 +149,6 @@ struct Cost {
   double loaded_bytes = 0;  // that a block loads to shared memory
   double stored_bytes = 0;
   double instructions = 0;  // executed by a block's warps
-  double uneven = 0;        // that those with fewer products than the busiest set of warps lack
   double cycles = 0;        // of the whole launch, predicted
   double rank = 0;          // for comparing plans: cycles, plus time taken from other launches
 };
@@ -187,35 +182,11 @@ constexpr const char* fusion_variable = "FASSD_KERNELS_CUDA_FUSION";
 constexpr const char* copies_variable = "FASSD_KERNELS_CUDA_COPIES";
 constexpr const char* plan_variables[] = {variant_variable, fusion_variable, copies_variable};
 
-// Predicts cycles and rank of a launch of these blocks, which process chunks in that many stages.
-void predict(Cost& cost, int warps, int chunks, int stages, Arithmetic arithmetic,
-             const DeviceLimits& limits, bool several = false);
-
-// Returns true if the environment asks for this kernel, or for none.
-bool is_asked_for(const Variant& variant);
-
-// The best plan with this kernel, one tile for each block; without blocks if none fits.
-ConvolutionPlan plan_with(const Variant& variant, const ConvolutionShape& shape,
-                          const DeviceLimits& limits);
-
 // The plan with the lowest predicted cost, or of equal ones that with the widest tile. The
 // environment variable FASSD_KERNELS_CUDA_VARIANT, as in "4,2,8,1" (warps, m_tiles, n_tiles,
 // sliding, and splits if there are any), names the kernel to use wherever it fits; for pairs it is
 // "4,2,8,0".
 ConvolutionPlan plan_convolution(const ConvolutionShape& shape, const DeviceLimits& limits);
-
-constexpr int most_grouped = 4;  // convolutions of one launch
-
-// Convolutions, each on a single input, that do not wait for each other.
-struct GroupPlan {
-  bool together = false;  // one launch; otherwise one for each
-  Variant variant;        // of the one launch; if it slides, plans may take another arrangement
-  std::vector<ConvolutionPlan> plans;  // of the one launch
-  double cycles = 0;                   // of the one launch
-  double rank = 0;                     // of all launches, with the gaps between them
-};
-
-GroupPlan plan_group(const std::vector<ConvolutionShape>& shapes, const DeviceLimits& limits);
 
 // Number of taps that reach the picture.
 int live_taps(const ConvolutionShape& shape);
@@ -246,13 +217,13 @@ struct PairShape {
   int height = 1, width = 1;
   int in_channels = 1, middle_channels = 1, out_channels = 1;
   int dilation = 1;
-  Ending ending = Ending::plain;  // an addend is the result of a 3x3 on the same input
+  bool single = false;  // only the first, a 1x1: a branch beside others that are pairs
+  Ending ending = Ending::plain;
   Arithmetic arithmetic = Arithmetic::half;
 };
 
 struct PairPlan : Plan {
-  bool possible = false;
-  bool together = false;  // one launch; otherwise two, with the addend's 3x3 beside the first
+  bool possible = false;  // otherwise it is two launches
   Axis rows;              // of the input, at the first convolution's taps
   Axis columns;           // of the middle, at the second's
   Taps first, second;
@@ -261,21 +232,27 @@ struct PairPlan : Plan {
 
 PairPlan plan_pair(const PairShape& shape, const DeviceLimits& limits);
 
-// The same, with the choice between one launch and two.
-PairPlan plan_asymmetric(const PairShape& shape, const DeviceLimits& limits);
-
-// The two convolutions of a pair, and the 3x3 of its addend.
+// The convolutions of a pair: two, or the single one.
 std::vector<ConvolutionShape> convolutions_of(const PairShape& shape);
-ConvolutionShape addend_of(const PairShape& shape);
+
+constexpr int most_pairs = 4;  // of one launch
+
+// Pairs on the same input.
+struct PairsPlan {
+  bool together = false;  // one launch; otherwise one for each convolution
+  std::vector<PairPlan> pairs;
+  double cycles = 0, rank = 0;  // of the one launch
+};
+
+PairsPlan plan_pairs(const std::vector<PairShape>& shapes, const DeviceLimits& limits);
 
 // Time from launch to launch within a CUDA graph, in clocks: it is saved as well when one kernel
 // replaces two.
 constexpr double launch_gap_cycles = 2500;
 
 // Returns true if one launch replaces several: if its rank is not higher. The environment variable
-// FASSD_KERNELS_CUDA_FUSION overrides that for tests and tuning: `always`, `never`, or only the
-// `groups` or the `pairs`, which are the kinds.
-bool fuses(const char* kind, bool possible, double together, double apart);
+// FASSD_KERNELS_CUDA_FUSION, `always` or `never`, overrides that for tests and tuning.
+bool fuses(bool possible, double together, double apart);
 
 // The launch of upsample_argmax. If the picture does not shrink and corners are aligned, a thread
 // takes the pixels between two rows and two columns of the source: `parts` blocks for each of its
@@ -312,17 +289,15 @@ constexpr int pair_m_tiles = 2;  // of the first convolution of a pair; the seco
 // All compiled kernels: of convolutions and of pairs (which ignore sliding), for 16-bit values and
 // for float32.
 inline constexpr Variant half_variants[] = {
-    {8, 2, 8},           {8, 2, 6},           {8, 2, 5},           {8, 2, 4},
-    {4, 4, 6},           {4, 4, 4},           {4, 1, 8},           {4, 1, 4},
-    {4, 1, 3},           {8, 2, 4, false, 2}, {8, 1, 6, false, 2}, {8, 1, 4, false, 2},
-    {8, 1, 3, false, 2}, {8, 2, 2, false, 4}, {8, 4, 3, true},     {8, 4, 2, true},
-    {8, 2, 4, true},     {4, 4, 4, true},     {4, 4, 3, true},     {4, 2, 3, true},
-    {12, 4, 2, true, 3}, {12, 1, 5, true, 3}, {6, 4, 4, true, 3},  {6, 4, 3, true, 3},
-    {12, 4, 6, true, 6}, {12, 4, 4, true, 6}, {12, 4, 3, true, 6}, {12, 4, 2, true, 6},
-    {12, 2, 3, true, 6}, {12, 1, 2, true, 6}, {12, 1, 1, true, 6}, {6, 4, 2, true, 6}};
-// Those of groups, whose convolutions slide or do not in the same launch.
-inline constexpr Variant half_groups[] = {
-    {8, 4, 4, true}, {8, 2, 4, true}, {8, 2, 7, false, 2}, {6, 2, 3, true, 3}};
+    {8, 2, 8},           {8, 2, 7},           {8, 2, 6},           {8, 2, 5},
+    {8, 2, 4},           {8, 2, 3},           {4, 1, 8},           {4, 1, 7},
+    {4, 1, 5},           {4, 1, 4},           {4, 1, 3},           {4, 1, 2},
+    {8, 4, 4, true},     {8, 4, 3, true},     {8, 4, 2, true},     {4, 4, 6, true},
+    {4, 4, 4, true},     {4, 4, 3, true},     {4, 4, 2, true},     {4, 2, 3, true},
+    {4, 2, 2, true},     {8, 1, 8, false, 2}, {8, 1, 6, false, 2}, {8, 1, 4, false, 2},
+    {8, 1, 3, false, 2}, {8, 1, 2, false, 2}, {8, 2, 6, true, 2},  {8, 2, 4, true, 2},
+    {8, 2, 3, true, 2},  {8, 2, 2, true, 2},  {8, 1, 3, true, 2},  {8, 1, 2, true, 2},
+};
 inline constexpr Variant float_variants[] = {{8, 1, 8}, {8, 1, 4}, {8, 1, 2}, {4, 1, 4}};
 inline constexpr Variant half_pairs[] = {
     {8, pair_m_tiles, 4}, {8, pair_m_tiles, 16}, {4, pair_m_tiles, 4}, {4, pair_m_tiles, 16}};
@@ -330,7 +305,6 @@ inline constexpr Variant float_pairs[] = {{8, pair_m_tiles, 4}};
 
 std::vector<Variant> variants_of(Arithmetic arithmetic);
 std::vector<Variant> pairs_of(Arithmetic arithmetic);
-std::vector<Variant> groups_of(Arithmetic arithmetic);
 
 // Bytes after a slot's channels, elements in a row of n weights, and floats of a pixel's n staged
 // sums: chosen so that simultaneous accesses of a warp are in different banks. Eight rows of

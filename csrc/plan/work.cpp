@@ -43,11 +43,10 @@ void add_products(Work& work, Arithmetic arithmetic, double warps, int taps, int
   }
 }
 
-void add_sliding(Work& work, const Variant& variant, int steps, int chunks) {
-  const double columns = variant.pixel_warps() * sliding_columns;
-  work.sliding_steps += columns * steps;
-  work.sliding_columns += columns * variant.channel_sets() * chunks;
-  work.products += columns * steps * instructions_of_sliding(variant.m_tiles, variant.n_tiles);
+void add_sliding(Work& work, double warps, int steps, int chunks, int m, int n) {
+  work.sliding_steps += warps * 3 * steps;
+  work.sliding_columns += warps * 3 * chunks;
+  work.products += warps * 3 * steps * instructions_of_sliding(m, n);
 }
 
 // Weights of `rows` rows of n channels, chunk by chunk.
@@ -109,34 +108,23 @@ Work work_of(const ConvolutionPlan& plan, const ConvolutionShape& shape) {
     work.warps = warps;
   }
   if (variant.sliding) {
-    add_sliding(work, variant, steps, chunks);
+    add_sliding(work, variant.pixel_warps(), steps, chunks, variant.m_tiles, variant.n_tiles);
   } else {
     add_products(work, shape.arithmetic, variant.pixel_warps(), plan.taps.count, steps, chunks,
                  variant.m_tiles, variant.n_tiles);
     work.taps = warps * plan.taps.count * chunks;
-    const bool checks = plan.rows.dilation > 1 || plan.columns.dilation > 1;
-    work.checked_taps = checks ? warps * plan.taps.count : 0;
+    work.checked_taps = warps * plan.taps.count;
   }
   add_epilogue(work, variant, plan.tile, shape.out_height, shape.out_width, shape.ending,
                shape.pool);
   return work;
 }
 
-double unevenness(const ConvolutionPlan& plan, const ConvolutionShape& shape) {
-  const int step = step_of(shape.arithmetic), sets = plan.variant.channel_sets();
-  int64_t turns = 0;
-  for (int channels : shape.channels) {
-    const int whole = channels / plan.chunk, rest = channels % plan.chunk;
-    turns += whole * divide_up(plan.chunk / step, sets) + divide_up(divide_up(rest, step), sets);
-  }
-  return double(turns * sets) * step / std::max(1, depth_of(shape.channels, step)) - 1;
-}
-
 Work work_of(const PairPlan& plan, const PairShape& shape) {
   const int n_tiles = plan.variant.n_tiles, n = plan.variant.channels();
   const int elements = 16 / itemsize_of(shape.arithmetic), step = step_of(shape.arithmetic);
   const int first = int(divide_up(shape.in_channels, plan.chunk));
-  const int second = int(divide_up(shape.middle_channels, plan.chunk));
+  const int second = shape.single ? 0 : int(divide_up(shape.middle_channels, plan.chunk));
   const int slots = plan.rows.slots * plan.columns.slots;
   const int middle = plan.tile.height * plan.columns.slots;  // pixels
   const double warps = plan.variant.warps, groups = double(divide_up(middle, 16));
@@ -159,7 +147,12 @@ Work work_of(const PairPlan& plan, const PairShape& shape) {
   work.pair_taps = warps * plan.second.count * second;
   work.middles = groups;
   work.pair_middle = groups * n_tiles;
-  add_epilogue(work, plan.variant, plan.tile, shape.height, shape.width, shape.ending);
+  if (shape.single) {
+    work.ready_vectors =
+        inside_of(plan.tile, shape.height, shape.width) * warps_of(int64_t(middle) * n_tiles);
+  } else {
+    add_epilogue(work, plan.variant, plan.tile, shape.height, shape.width, shape.ending);
+  }
   work.checked_taps = warps * plan.first.count;
   return work;
 }

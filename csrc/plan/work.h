@@ -50,10 +50,6 @@ Work work_of(const ConvolutionPlan& plan, const ConvolutionShape& shape);
 Work work_of(const PairPlan& plan, const PairShape& shape);
 Work work_of(const StemPlan& plan, const ConvolutionShape& shape);
 
-// The products that the busiest set of warps computes beyond an even share, as a part of that
-// share.
-double unevenness(const ConvolutionPlan& plan, const ConvolutionShape& shape);
-
 // The work of a whole launch of upsample_argmax.
 Work work_of(const ArgmaxPlan& plan, int64_t batch, int channels, int height, int width);
 

@@ -149,15 +149,14 @@ def test_launches_of_fassd_net(fassd_net):
     assert len(blocks) == 4 + 4 + 8 + 8 + 8 + 4 + 4
     assert labels.count("conv") == 4 + 4 + 1
     assert sum(label.startswith("upsample_conv1x1") for label in labels) == 6
-    assert sum(label in ("mda reduce", "mda tail") for label in labels) == 6
+    assert sum(label in ("mda reduce", "mda square", "mda tail") for label in labels) == 9
     assert labels[-1] == "upsample_argmax"
     assert fassd_net.launches[-1].kernel == "upsample_argmax_cell_kernel"
     assert pairs.count("dapf project") == 1
-    assert len(labels) == len(blocks) + 9 + 6 + 6 + 1 + len(pairs)
-    # Together or apart: one launch or two of all branches, or one a convolution; and for the 3x3
-    # beside the 3x1, and for the 1x3.
-    assert sum(label.startswith("dapf") for label in pairs) - 1 in (2, 7)
-    assert 6 <= sum(label.startswith("mda") for label in pairs) <= 9
+    assert len(labels) == len(blocks) + 9 + 6 + 9 + 1 + len(pairs)
+    # Branches together or apart: one launch, or one a convolution.
+    assert sum(label.startswith("dapf") for label in pairs) - 1 in (1, 7)
+    assert 3 <= sum(label.startswith("mda") for label in pairs) <= 6
 
 
 def test_bytes_and_operations_of_a_convolution(fassd_net):
@@ -238,16 +237,16 @@ def test_bytes_of_mda_are_those_of_the_cuda_kernels(fassd_net):
     launches = [
         launch
         for launch in fassd_net.launches
-        if launch.label.startswith(("mda 3x", "mda 1x"))
-        and launch.channels in ("2x 31>31", "31>31")
+        if launch.label in ("mda asymmetric", "mda 3x1", "mda 1x3")
+        and launch.channels in ("31>31>31", "31>31")
     ]
-    # The 3x3 beside the 3x1, which read the same image, or one after the other; and the 1x3.
-    expected = [(3, 4), (3, 1)] if len(launches) == 2 else [(2, 3), (2, 1), (3, 1)]
-    assert [x.bytes for x in launches] == [
-        2 * (pixels * 31 * images + weights * 3 * 31 * 31) for images, weights in expected
-    ]
+    images, weights = [launch.bytes for launch in launches], 3 * 31 * 31
+    if len(launches) == 1:
+        assert images == [2 * (pixels * 31 * 3 + 2 * weights)]
+    else:
+        assert images == [2 * (pixels * 31 * n + weights) for n in (2, 3)]
     assert sum(x.operations for x in launches) == 2 * 31 * 31 * (
-        9 * pixels + (256 + 2 * 254) * 512 + (512 + 2 * 510) * 256
+        (256 + 2 * 254) * 512 + (512 + 2 * 510) * 256
     )
 
 
@@ -336,24 +335,24 @@ def test_two_convolutions_are_one_launch_where_that_pays(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [(8, 16), (16, 32), (32, 64), (64, 128)])
-def test_branches_are_two_launches_where_that_pays(monkeypatch, size):
+def test_branches_are_one_launch_where_that_pays(monkeypatch, size):
     """Those of half a wave share the multiprocessors: as long as one, not as all of them."""
     own, together, apart = alternatives(monkeypatch, lambda: branches(size, 224, 112, (12, 24, 36)))
-    assert [len(found) for found in (together, apart)] == [2, 7]
-    for one, of_one, alone in ((together[:1], apart[:4], 4), (together[1:], apart[4:], 3)):
-        blocks = one[0]["blocks"]
-        assert one[0]["kernel"] == "group_kernel" and len(blocks) == alone
-        assert one[0]["cycles"] >= max(block["cycles"] for block in blocks)
-        assert len({(b["warps"], b["n_tiles"], b["splits"]) for b in blocks}) == 1
-        chosen = one if rank(one) <= rank(of_one) else of_one
-        assert all(launch in own for launch in chosen)
+    assert len(apart) == 7
+    if len(together) == 1:
+        blocks = together[0]["blocks"]
+        waves = [b["blocks"] / H200.multiprocessors for b in blocks]
+        spread = sum(b["cycles"] / math.ceil(w) * w for b, w in zip(blocks, waves, strict=True))
+        longest = max(b["cycles"] for b in blocks)
+        assert together[0]["cycles"] == pytest.approx(max(longest, spread))
+        assert len({(b["warps"], b["n_tiles"]) for b in blocks}) == 1
+        assert own == (together if rank(together) <= rank(apart) else apart)
 
 
 def test_more_branches_than_a_launch_takes(monkeypatch):
     monkeypatch.setenv(FUSION, "always")
-    assert len(branches((32, 64), 64, 32, (2, 4, 6))) == 2
-    assert len(branches((32, 64), 64, 32, (2, 4, 6, 8))) == 5 + 1
-    assert len(branches((32, 64), 64, 32, (2, 4, 6, 8, 10))) == 6 + 5
+    assert len(branches((32, 64), 64, 32, (2, 4, 6))) == 1
+    assert len(branches((32, 64), 64, 32, (2, 4, 6, 8))) == 9
 
 
 def test_a_wide_pair_is_two_launches(monkeypatch):
@@ -373,19 +372,17 @@ def test_a_wide_pair_is_two_launches(monkeypatch):
 
 def test_branches_of_one_launch(monkeypatch):
     monkeypatch.setenv(FUSION, "always")
-    first, second = branches((32, 64), 224, 112, (12, 24), batch=2)
-    launch = Model(H200, torch.float16).launch(first)
-    blocks = first["blocks"]
-    assert launch.label == "dapf 1x1, 2x 3x1" and launch.kernel == "group_kernel"
-    assert launch.channels == "3x 224>112"
+    (found,) = branches((32, 64), 224, 112, (12, 24), batch=2)
+    launch = Model(H200, torch.float16).launch(found)
+    blocks = found["blocks"]
+    assert launch.label == "dapf branches" and launch.kernel == "pair_kernel"
+    assert launch.channels == "224>112, 2x 224>112>112"
     assert launch.taps == "+".join(str(b["taps"]) for b in blocks)
     assert launch.blocks == sum(b["blocks"] for b in blocks)
     assert launch.resident == min(b["resident"] for b in blocks)
     assert launch.shared_bytes == max(b["shared_bytes"] for b in blocks)
-    pixels = 2 * 32 * 64
-    assert launch.bytes == 2 * (pixels * (224 + 3 * 112) + (1 + 2 * 3) * 224 * 112)
-    assert (second["label"], second["channels"]) == ("dapf 2x 1x3", "2x 112>112")
-    assert second["bytes"] == 2 * (2 * pixels * 2 * 112 + 2 * 3 * 112 * 112)
+    weights = 224 * 112 + 2 * 3 * 112 * (224 + 112)
+    assert launch.bytes == 2 * (2 * 32 * 64 * (224 + 3 * 112) + weights)
 
 
 def test_layers_of_a_block():

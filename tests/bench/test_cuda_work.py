@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import pytest
 import torch
-from bench.test_cuda_model import FUSION, H200, answer, conv
-from conformance import cases
+from bench.test_cuda_model import H200, conv
 
 from fassd.bench.costs import cuda as predict
 from fassd.bench.costs.cuda import Model
@@ -84,26 +82,7 @@ def test_kernels_are_told_by_the_plan():
     (plan,) = conv((64,), 64, (256, 512))["blocks"]
     assert [plan[n] for n in ("warps", "m_tiles", "n_tiles", "sliding", "splits")] in halves
     assert [8, 2, 16, 0, 1] in variants(predict.HALF, "pair_kernel").tolist()
-    assert [8, 2, 4, 1, 1] in variants(predict.HALF, "group_kernel").tolist()
-    assert variants(predict.FLOAT32, "group_kernel").tolist() == []
     with pytest.raises(RuntimeError, match="kernel is 'stem_kernel'; expected convolution_kernel"):
         variants(predict.HALF, "stem_kernel")
     with pytest.raises(RuntimeError, match="arithmetic is 3"):
         variants(3)
-
-
-def test_the_addend_is_made_beside_the_first_convolution(monkeypatch):
-    """mda: its 3x3 and its 3x1 read the same image; or the pair is one launch, after the 3x3."""
-    call = cases.mda(1, 192, 96, (32, 64), 8).to(torch.float16)
-    ask = partial(answer, "mda", *call.positional, **call.keywords)
-    labels = {}
-    for asked in ("groups", "pairs", "never"):
-        monkeypatch.setenv(FUSION, asked)
-        labels[asked] = [launch["label"].removeprefix("mda ") for launch in ask()]
-    assert labels == {
-        "groups": ["reduce", "3x3, 3x1", "1x3", "tail"],
-        "pairs": ["reduce", "3x3", "asymmetric", "tail"],
-        "never": ["reduce", "3x3", "3x1", "1x3", "tail"],
-    }
-    monkeypatch.delenv(FUSION)
-    assert [launch["label"].removeprefix("mda ") for launch in ask()] == labels["groups"]

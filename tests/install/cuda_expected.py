@@ -10,11 +10,9 @@ from install.cuda_sass import Code, count
 
 HALF = r"(HalfMath<__half>|stem_kernel<__half\b)"
 HALF_PIXELS = r"HalfMath<__half>"  # a stem's are no matrices
-TENSOR_KERNELS = r"(convolution|group|pair|stem)_kernel<"
+TENSOR_KERNELS = r"(convolution|pair|stem)_kernel<"
 BFLOAT16 = rf"{TENSOR_KERNELS}.*__nv_bfloat16"
-COPYING_KERNELS = r"(convolution|group|pair)_kernel<"
-# All but kernels whose warps have a single product of 16 x 8: their loops are checked whole.
-SEVERAL_PRODUCTS = r"^(?!\w+<HalfMath<\w+>, \d+, 1, 1, )"
+COPYING_KERNELS = r"(convolution|pair)_kernel<"
 AMPERE = 80  # and later: asynchronous copies, bfloat16 and TF32, 16 x 8 x 16 products
 ALL = 1 << 30
 DOUBLE = r"D(ADD|MUL|FMA|SETP|MMA|MNMX)|F2[IF]\S*\.F64|I2F\S*\.F64|MUFU\.R\w+64H"
@@ -57,9 +55,9 @@ RULES = (
     Rule(r"FloatMath", r"FFMA", least=32),
     # Matrix fragments come four at once.
     Rule(HALF_PIXELS, r"LDSM\.16\.M88\.4"),
-    Rule(rf"{SEVERAL_PRODUCTS}.*{HALF}", r"LDSM\.16\.MT88\.4"),
+    Rule(HALF, r"LDSM\.16\.MT88\.4"),
     Rule(rf"{COPYING_KERNELS}.*__nv_bfloat16", r"LDSM\.16\.M88\.4", since=AMPERE),
-    Rule(rf"{SEVERAL_PRODUCTS}.*{BFLOAT16}", r"LDSM\.16\.MT88\.4", since=AMPERE),
+    Rule(BFLOAT16, r"LDSM\.16\.MT88\.4", since=AMPERE),
     Rule(r"Tf32Math", r"LDSM\.16\.M88\.4", since=AMPERE),
     # Copies to shared memory pass by the registers and the first cache, 16 bytes at a time.
     Rule(COPYING_KERNELS, r"LDGSTS\S*\.BYPASS\S*\.128", since=AMPERE),
@@ -69,9 +67,7 @@ RULES = (
     Rule(rf"{TENSOR_KERNELS}|(join|upsample)_kernel<", r"STG\.E\S*\.128"),
     Rule(rf"{TENSOR_KERNELS}|(join|upsample|upsample_argmax)_kernel<", r"LDG\.E\S*\.128"),
     Rule(TENSOR_KERNELS, r"LDS\S*\.128"),
-    # Two for the sums of each product.
-    Rule(TENSOR_KERNELS, r"STS\S*\.64", least=2),
-    Rule(rf"{SEVERAL_PRODUCTS}.*{TENSOR_KERNELS}", r"STS\S*\.64", least=4),
+    Rule(TENSOR_KERNELS, r"STS\S*\.64", least=4),
 )
 # fmt: on
 
@@ -127,11 +123,8 @@ def loops_of(name: str) -> list[Loop]:
     """The loops that multiply in a kernel of 16-bit values, by its template's arguments."""
     found = re.fullmatch(r"(\w+)_kernel<(?:HalfMath<\w+>|__half|__nv_bfloat16), (.+)>", name)
     family, arguments = (found[1], found[2].split(", ")) if found else ("", [])
-    if family in ("convolution", "group"):
-        m_tiles, n_tiles, slides = int(arguments[1]), int(arguments[2]), arguments[3] == "true"
-        # Of a group, not all slide.
-        ways = (True, False) if slides and family == "group" else (slides,)
-        return [Loop(m_tiles, n_tiles, sliding) for sliding in ways]
+    if family == "convolution":
+        return [Loop(int(arguments[1]), int(arguments[2]), arguments[3] == "true")]
     if family == "pair":
         return [Loop(1, int(arguments[1]))]
     return []  # a stem's products are written out

@@ -210,22 +210,9 @@ def test_an_instruction_that_is_not_meant_is_told(disassembly: str, message: str
     assert all(each.startswith(f"{NAME} for sm_80: ") for each in found)
 
 
-def test_a_single_product_has_two_stores_and_no_fourfold_weights() -> None:
-    text = sliding_loop(pixels=3, products=3).replace("MT88.4", "MT88.2")
-    ((_, code),) = parse(text.replace("STS.64", "STS", 6)).items()
-    code.threads = 384
-    assert unmeant("sm_80", "convolution_kernel<HalfMath<__half>, 12, 1, 1, true, 6>", code) == []
-    found = unmeant("sm_80", "convolution_kernel<HalfMath<__half>, 12, 1, 2, true, 6>", code)
-    assert any("STS\\S*\\.64 occurs 2 times, at least 4" in each for each in found), found
-    assert any("MT88\\.4 occurs 0 times, at least 1" in each for each in found), found
-
-
 def test_loops_of_a_name() -> None:
     assert loops_of(NAME) == [Loop(2, 2, sliding=True)]
     assert loops_of("pair_kernel<HalfMath<__nv_bfloat16>, 8, 16>") == [Loop(1, 16)]
-    assert loops_of("group_kernel<HalfMath<__half>, 8, 2, 7, false, 2>") == [Loop(2, 7)]
-    both = loops_of("group_kernel<HalfMath<__half>, 8, 2, 4, true, 1>")
-    assert both == [Loop(2, 4, sliding=True), Loop(2, 4)]
     assert loops_of("stem_kernel<__half, true, 4>") == []
     assert loops_of("convolution_kernel<FloatMath, 8, 1, 4, false>") == []
     assert loops_of("upsample_kernel<__half>") == []

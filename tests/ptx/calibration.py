@@ -129,7 +129,7 @@ def compiled() -> list[str]:
     """The kernels of 16-bit values, as the environment variable names them."""
     rows = [
         row
-        for kernel in ("convolution_kernel", "group_kernel", "pair_kernel")
+        for kernel in ("convolution_kernel", "pair_kernel")
         for row in torch.ops.fassd_kernels_plan.variants(HALF, kernel).tolist()
     ]
     return sorted({",".join(map(str, row)) for row in rows})
@@ -175,7 +175,7 @@ def calibrate(path: Path = TABLE) -> str:
     units = {name: part for name, part, _ in UNIT.findall(text)}
     pairs = []
     for name in NETWORKS:
-        for fusion in ("groups", "pairs", "never"):
+        for fusion in ("always", "never"):
             with mock.patch.dict(os.environ, {FUSION: fusion}):
                 pairs += pairs_of(name, SIZE)
     for call in OTHERS:

@@ -38,7 +38,7 @@ from fassd_kernels.tuning.calls import OperatorCall, around_operators, record_ne
 PARTS = {
     "copy": r"copy_\w+|transform_pixels|expect_bytes|begin",
     "product": r"multiply\w*|Accumulators",
-    "epilogue": r"stage_sums|add_sets|write_tile",
+    "epilogue": r"stage_sums|write_tile",
 }
 """Of a kernel: what its functions' names match. The rest of it is ``other``."""
 

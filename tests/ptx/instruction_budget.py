@@ -54,10 +54,6 @@ def calls() -> Iterator[tuple[dict[str, str], torch.dtype, Call]]:
             for row in variants(arithmetic).tolist():
                 call = cases.conv_act(1, (32, 16), 8 * row[2], (32, 64), activation="relu")
                 yield {VARIABLE: ",".join(map(str, row)), COPIES: copies}, dtype, call
-            for row in variants(arithmetic, "group_kernel").tolist():
-                branches = cases.dapf(1, 24, 8 * row[2], 24, (32, 64), (2, 4))
-                chosen = {VARIABLE: ",".join(map(str, row)), FUSION: "groups", COPIES: copies}
-                yield chosen, dtype, branches
             for row in variants(arithmetic, "pair_kernel").tolist():
                 pair = cases.asymmetric_conv(1, 24, 8 * row[2], 8 * row[2], (32, 64), 2)
                 chosen = {VARIABLE: ",".join(map(str, row)), FUSION: "always", COPIES: copies}

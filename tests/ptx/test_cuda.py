@@ -167,28 +167,6 @@ def test_tf32_of_several_convolutions(monkeypatch: pytest.MonkeyPatch, fusion: s
         check_tf32(call)
 
 
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
-@pytest.mark.parametrize(
-    "row", torch.ops.fassd_kernels_plan.variants(HALF, "group_kernel").tolist(), ids=str
-)
-def test_every_group(monkeypatch: pytest.MonkeyPatch, row: list[int], dtype: torch.dtype) -> None:
-    """Branches of unequal numbers of taps; and a 3x3, which slides, beside a 3x1 that does not."""
-    warps, m_tiles, n_tiles, sliding, splits = row
-    monkeypatch.setenv(VARIANT, ",".join(map(str, row)))
-    monkeypatch.setenv(FUSION, "groups")
-    for call, index, slides in (
-        (cases.dapf(2, 40, 20, 70, (33, 50), (3, 12, 40)), 0, [0, 0, 0, 0]),
-        (cases.mda(1, 48, 24, (20, 70), 3), 1, [sliding, 0]),
-    ):
-        launch = launches_of(call, dtype)[index]
-        assert launch["kernel"] == "group_kernel"
-        for block in launch["blocks"]:
-            assert [block["warps"], block["m_tiles"], block["n_tiles"]] == [warps, m_tiles, n_tiles]
-            assert block["splits"] == splits
-        assert [block["sliding"] for block in launch["blocks"]] == slides
-        check(subject(call.operator), call, dtype, "channels_last")
-
-
 @pytest.mark.skipif(CAPABILITY != 90, reason="the shared memory of a 9.0 holds the largest")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_every_pair(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
