@@ -41,7 +41,8 @@ def constant_graph(module: Capturing, image: Tensor) -> GraphModule:
 
     image = image.clone()
     torch._dynamo.maybe_mark_dynamic(image, [0, 2, 3])
-    # Otherwise, sides that are equal in this image would have to be in others.
+    # Otherwise, sides that are equal in this image would have to be in others. PyTorch gives the
+    # module its `patch` when it is imported, where mypy does not see it.
     different = _config.patch(use_duck_shape=False)  # type: ignore[attr-defined]
     with torch.no_grad(), repeatable(), different:
         module.compiled_by(keep, fullgraph=True)(module, image)

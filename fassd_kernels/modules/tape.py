@@ -21,8 +21,8 @@ class TapedCall:
 
     Attributes:
         results: place of such an argument, place in a list there or None, and number of the result.
-        first: number of its first result.
-        count: number of its results; None if it returns a tensor, and no list.
+        made: numbers of its own results.
+        several: True if it returns a list of tensors.
         last: numbers of results that no later call reads, whose memory the next ones may take.
     """
 
@@ -30,8 +30,8 @@ class TapedCall:
     arguments: list[Any]
     keywords: dict[str, Any]
     results: list[tuple[int | str, int | None, int]]
-    first: int
-    count: int | None
+    made: range
+    several: bool
     last: list[int]
 
     def __call__(self, results: list[Any]) -> Any:
@@ -66,10 +66,10 @@ class Tape:
         results = list(inputs)
         for call in self.calls:
             found = call(results)
-            if call.count is None:
-                results.append(found)
-            else:
+            if call.several:
                 results += found
+            else:
+                results.append(found)
             for number in call.last:
                 results[number] = None
         if self.kind is None:
@@ -109,8 +109,8 @@ class Taping(TorchDispatchMode):
     ) -> Any:
         keywords = dict(kwargs or {})
         result = func(*args, **keywords)
-        count = len(result) if isinstance(result, list | tuple) else None
-        returned = [result] if count is None else list(result)
+        several = isinstance(result, list | tuple)
+        returned = list(result) if several else [result]
         self.sound &= all(type(each) is Tensor for each in returned)
         if self.sound:
             found: list[tuple[int | str, int | None, int]] = []
@@ -124,8 +124,8 @@ class Taping(TorchDispatchMode):
                     held[place] = None
                 else:
                     held[place][inner] = None
-            first = len(self.results)
-            self.calls.append(TapedCall(func._op, arguments, keywords, found, first, count, []))
+            made = range(len(self.results), len(self.results) + len(returned))
+            self.calls.append(TapedCall(func._op, arguments, keywords, found, made, several, []))
             for each in returned:
                 self.add(each)
         return result
@@ -152,12 +152,7 @@ class Taping(TorchDispatchMode):
         last: dict[int, int] = {}
         for i, call in enumerate(self.calls):
             last |= {number: i for *_, number in call.results}
-            last |= {
-                number: i
-                for number in range(
-                    call.first, call.first + (1 if call.count is None else call.count)
-                )
-            }
+            last |= dict.fromkeys(call.made, i)  # until a later call reads it
         for each in returned:
             if type(each) is Number:
                 last.pop(each.number, None)
